@@ -1,0 +1,24 @@
+"""Byte-level language model, 3 stages, made for one CPU host.
+
+python -m scripts.launch --config configs/tiny.py --workdir runs/tiny
+"""
+
+from models.config import GPTConfig
+from swarm_jax.config import ExperimentConfig
+
+
+def get_config() -> ExperimentConfig:
+    config = ExperimentConfig(
+        run_id="tiny",
+        seed=1,
+        steps=200,
+        model=GPTConfig(
+            num_layers=6, model_dim=128, num_heads=4, ffn_dim=512, sequence_length=128
+        ),
+    )
+    config.optimizer.learning_rate = 3e-3
+    config.data.target_batch_size = 32
+    config.swarm.num_stages = 3
+    config.swarm.microbatch_size = 4
+    config.validation.every_steps = 50
+    return config

@@ -1,0 +1,392 @@
+"""Typed experiment schema, loader with overrides, fingerprints.
+
+One config file is one experiment: ``get_config() -> ExperimentConfig``. What belongs to
+a process (stage, addresses, workdir, device) is a command-line flag, never a field.
+"""
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from swarm_jax.errors import ConfigError
+
+OPTIMIZERS = ("adamw",)
+WIRES = ("float32", "bfloat16", "float64")
+ON_NONFINITE = ("stop", "skip_step")
+TOKENIZERS = ("bytes", "bpe")
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up, cosine decay and clipping over all stages.
+
+    Attributes:
+        name: "adamw" (Loshchilov & Hutter 2019).
+        learning_rate: Peak, reached after ``warmup_steps``.
+        warmup_steps: Linear from 0.
+        final_learning_rate: End of the cosine, at the experiment's last step.
+        beta1, beta2, epsilon: As in Adam (Kingma & Ba 2015, algorithm 1).
+        weight_decay: Decoupled; applied to matrices only, not to norm scales.
+        clip_norm: Global norm, over all stages, above which gradients are scaled down;
+            None for no clipping.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    warmup_steps: int = 20
+    final_learning_rate: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self):
+        _one_of("optimizer.name", self.name, OPTIMIZERS)
+        _at_least("optimizer.learning_rate", self.learning_rate, 0)
+        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ConfigError(
+                f"optimizer.clip_norm={self.clip_norm}: use a positive number, or None "
+                "for no clipping"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Where the tokens come from.
+
+    Attributes:
+        corpus: "stdlib" (source of the running interpreter's standard library),
+            "files:GLOB_OR_FOLDER" (local text files) or "tfds:NAME" (catalogue).
+        text_field: Field of a TFDS example that holds the text.
+        tokenizer: "bytes" (256 + end-of-text) or "bpe" (trained on the corpus).
+        bpe_vocab_size: Size of the BPE vocabulary, end-of-text included.
+        held_out_fraction: Share of the files kept for validation.
+        target_batch_size: Sequences per step, over the whole swarm.
+        max_corpus_bytes: Reads no more than this much text; None for all of it.
+    """
+
+    corpus: str = "stdlib"
+    text_field: str = "text"
+    tokenizer: str = "bytes"
+    bpe_vocab_size: int = 4096
+    held_out_fraction: float = 0.05
+    target_batch_size: int = 32
+    max_corpus_bytes: int | None = None
+
+    def __post_init__(self):
+        kind = self.corpus.split(":", 1)[0]
+        if self.corpus != "stdlib" and kind not in ("files", "tfds"):
+            raise ConfigError(
+                f"data.corpus={self.corpus!r}: use 'stdlib', 'files:FOLDER_OR_GLOB' or "
+                "'tfds:NAME'"
+            )
+        _one_of("data.tokenizer", self.tokenizer, TOKENIZERS)
+        _at_least("data.target_batch_size", self.target_batch_size, 1)
+        if not 0 < self.held_out_fraction < 1:
+            raise ConfigError(
+                f"data.held_out_fraction={self.held_out_fraction}: use a number "
+                "between 0 and 1"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class ValidationConfig:
+    """Attributes:
+    every_steps: Validate after every so many steps; 0 for the end only.
+    sequences: Held-out sequences per validation.
+    """
+
+    every_steps: int = 0
+    sequences: int = 64
+
+    def __post_init__(self):
+        _at_least("validation.every_steps", self.every_steps, 0)
+        _at_least("validation.sequences", self.sequences, 1)
+
+
+@dataclass(kw_only=True, slots=True)
+class SwarmConfig:
+    """How the model is cut and what travels.
+
+    Attributes:
+        num_stages: Stages that the layers are cut into, balanced by FLOPs.
+        layers_per_stage: Layers of each stage, if the balance is not wanted.
+        microbatch_size: Sequences per microbatch (B).
+        wire: dtype of activations and their gradients between peers.
+        on_nonfinite: "stop" the run, or "skip_step", when the model itself gives
+            non-finite values.
+    """
+
+    num_stages: int = 3
+    layers_per_stage: tuple[int, ...] | None = None
+    microbatch_size: int = 4
+    wire: str = "float32"
+    on_nonfinite: str = "stop"
+
+    def __post_init__(self):
+        _at_least("swarm.num_stages", self.num_stages, 1)
+        _at_least("swarm.microbatch_size", self.microbatch_size, 1)
+        _one_of("swarm.wire", self.wire, WIRES)
+        _one_of("swarm.on_nonfinite", self.on_nonfinite, ON_NONFINITE)
+        if self.layers_per_stage is not None:
+            self.layers_per_stage = tuple(self.layers_per_stage)
+            if len(self.layers_per_stage) != self.num_stages:
+                raise ConfigError(
+                    f"swarm.layers_per_stage={self.layers_per_stage} names "
+                    f"{len(self.layers_per_stage)} stages, swarm.num_stages is "
+                    f"{self.num_stages}: make them agree"
+                )
+
+
+@dataclass(kw_only=True, slots=True)
+class TuningConfig:
+    """Timeouts, windows and periods. In no fingerprint: peers may differ in them.
+
+    Attributes:
+        microbatches_in_flight: How many microbatches a trainer keeps in the swarm.
+        max_queue: Microbatches a stage server takes in before it answers BUSY.
+        heartbeat_s: Period of heartbeats; a peer silent for three of them is left.
+        relay_timeout_s: Time budget of a microbatch, there and back.
+        hop_budget_s: Nothing is sent with less budget than this.
+        control_timeout_s: Bound on collect, commit and other small calls.
+        allreduce_timeout_s: Bound on one round of all-reduce.
+        directory_refresh_s: How often peers publish and read records.
+        directory_expiry_s: How long a record outlives its peer.
+        lease_s: How long a trainer leads without renewing.
+        ban_s: First ban of a peer that failed; doubles with each failure.
+        max_ban_s: Longest ban.
+        max_message_bytes: Larger messages are refused.
+    """
+
+    microbatches_in_flight: int = 12
+    max_queue: int = 16
+    heartbeat_s: float = 1.0
+    relay_timeout_s: float = 120.0
+    hop_budget_s: float = 2.0
+    control_timeout_s: float = 5.0
+    allreduce_timeout_s: float = 30.0
+    directory_refresh_s: float = 1.0
+    directory_expiry_s: float = 6.0
+    lease_s: float = 6.0
+    ban_s: float = 1.0
+    max_ban_s: float = 30.0
+    max_message_bytes: int = 1 << 30
+
+    def __post_init__(self):
+        for entry in dataclasses.fields(self):
+            if getattr(self, entry.name) <= 0:
+                raise ConfigError(
+                    f"tuning.{entry.name}={getattr(self, entry.name)}: use a positive "
+                    "number"
+                )
+
+
+@dataclass(kw_only=True, slots=True)
+class ExperimentConfig:
+    """One experiment.
+
+    Attributes:
+        run_id: Name of the run; part of every directory key.
+        seed: Seed of initialisation and data order.
+        steps: Optimizer steps to take.
+        model: A dataclass of ``models``; this module does not look inside it beyond
+            ``num_layers`` and ``vocab_size``.
+    """
+
+    run_id: str
+    seed: int = 0
+    steps: int
+    model: Any
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    swarm: SwarmConfig = field(default_factory=SwarmConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+
+    def __post_init__(self):
+        if not self.run_id or not self.run_id.replace("_", "").isalnum():
+            raise ConfigError(
+                f"run_id={self.run_id!r}: use letters, digits and '_' (it becomes part "
+                "of directory keys)"
+            )
+        _at_least("steps", self.steps, 1)
+
+    def check(self) -> "ExperimentConfig":
+        """Checks what no part can check alone; the loader calls it last."""
+        if self.swarm.num_stages > self.model.num_layers:
+            raise ConfigError(
+                f"swarm.num_stages={self.swarm.num_stages} is more than "
+                f"model.num_layers={self.model.num_layers}: each stage needs a layer. "
+                f"Use --config.swarm.num_stages={self.model.num_layers} or fewer"
+            )
+        layers = self.swarm.layers_per_stage
+        if layers and (sum(layers) != self.model.num_layers or min(layers) < 1):
+            raise ConfigError(
+                f"swarm.layers_per_stage={layers} must be positive and add up to "
+                f"model.num_layers={self.model.num_layers}"
+            )
+        if self.data.target_batch_size % self.swarm.microbatch_size:
+            raise ConfigError(
+                f"data.target_batch_size={self.data.target_batch_size} is no multiple "
+                f"of swarm.microbatch_size={self.swarm.microbatch_size}: a step must "
+                "be whole microbatches"
+            )
+        if self.validation.sequences % self.swarm.microbatch_size:
+            raise ConfigError(
+                f"validation.sequences={self.validation.sequences} is no multiple of "
+                f"swarm.microbatch_size={self.swarm.microbatch_size}"
+            )
+        needed = {"bytes": 257, "bpe": self.data.bpe_vocab_size}[self.data.tokenizer]
+        if self.model.vocab_size < needed:
+            raise ConfigError(
+                f"model.vocab_size={self.model.vocab_size} is too small for "
+                f"data.tokenizer={self.data.tokenizer!r}: use {needed} or more"
+            )
+        if self.optimizer.warmup_steps > self.steps:
+            raise ConfigError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} is more than "
+                f"steps={self.steps}"
+            )
+        return self
+
+    @property
+    def microbatches_per_step(self) -> int:
+        return self.data.target_batch_size // self.swarm.microbatch_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.data.target_batch_size * self.model.sequence_length
+
+    def model_fingerprint(self) -> str:
+        """Names what is trained: model, optimizer, data, seed. Guards checkpoints."""
+        parts = ("seed", "steps", "model", "optimizer", "data")
+        return _fingerprint({part: to_dict(self)[part] for part in parts})
+
+    def swarm_fingerprint(self) -> str:
+        """Names who can work together: the model, its partition and the wire."""
+        return _fingerprint([self.model_fingerprint(), to_dict(self)["swarm"]])
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config tree as dicts, lists and scalars; dataclasses name their class."""
+    return dataclasses.asdict(config)
+
+
+def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
+    """All leaf fields by dotted name: ``{"swarm.num_stages": 3, ...}``."""
+    found: dict[str, Any] = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            found.update(leaves(value, f"{prefix}{entry.name}."))
+        else:
+            found[prefix + entry.name] = value
+    return found
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Loads a config file and applies overrides.
+
+    Args:
+        path: Python file with ``get_config() -> ExperimentConfig``.
+        overrides: ``--config.a.b=value`` strings; values are Python literals, or else
+            taken as text.
+
+    Raises:
+        ConfigError: No such file or field, or a value that cannot work.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = (
+            ", ".join(sorted(str(p) for p in Path("configs").glob("*.py"))) or "none"
+        )
+        raise ConfigError(f"No config file {path}. Found here: {known}")
+    try:
+        config = _get_config(path)()
+        return override(config, dict(_parse(text) for text in overrides)).check()
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def override(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """Rebuilds a config tree with some leaves replaced; every part is checked again."""
+    known = leaves(config)
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            leaf = name.rsplit(".", 1)[-1]
+            near = close or [
+                k for k in known if difflib.get_close_matches(leaf, [k.split(".")[-1]])
+            ]
+            hint = f" Did you mean '{prefix}{near[0]}'?" if near else ""
+            raise ConfigError(f"Unknown config field '{prefix}{name}'.{hint}")
+    changes: dict[str, Any] = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            inner = {
+                name.split(".", 1)[1]: new
+                for name, new in values.items()
+                if name.startswith(entry.name + ".")
+            }
+            changes[entry.name] = override(value, inner, f"{prefix}{entry.name}.")
+        elif entry.name in values:
+            changes[entry.name] = _typed(prefix + entry.name, value, values[entry.name])
+    return dataclasses.replace(config, **changes)
+
+
+def _typed(name: str, old: Any, new: Any) -> Any:
+    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
+        return float(new)
+    if old is not None and new is not None and type(old) is not type(new):
+        raise ConfigError(
+            f"Config field '{name}' is of type {type(old).__name__} (now {old!r}), "
+            f"not {type(new).__name__}: {new!r}"
+        )
+    return new
+
+
+def _parse(text: str) -> tuple[str, Any]:
+    name, equals, value = text.removeprefix("--config.").partition("=")
+    if not text.startswith("--config.") or not equals:
+        raise ConfigError(f"Cannot read override {text!r}: write --config.FIELD=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _get_config(path: Path) -> Callable[[], ExperimentConfig]:
+    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} has no function get_config()")
+    return module.get_config
+
+
+def _fingerprint(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r}: use one of {tuple(allowed)}")
+
+
+def _at_least(name: str, value: float, minimum: float) -> None:
+    if value < minimum:
+        raise ConfigError(f"{name}={value}: use {minimum} or more")

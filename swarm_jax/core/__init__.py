@@ -1,0 +1,9 @@
+"""Pure logic: plain Python, no I/O. Time, randomness and the view are arguments.
+
+ids.py          microbatch ids, rounds of a leader
+ledger.py       which microbatches are in a gradient sum
+closing.py      the step protocol: what the leader does next
+router.py       which peer of the next stage gets a microbatch
+throughput.py   moving average of measured tokens per second
+partition.py    which layers make up which stage
+"""

@@ -1,0 +1,156 @@
+"""What a stage server needs of its device.
+
+Three adapters: threaded on a device (``stage.threaded``, live), inline with real JAX
+(``stage.inline``, tests on a virtual clock), modelled (``sim``). All methods are called
+in the event loop's thread. Arrays are numpy arrays, encoded as they travel.
+
+A stage's device runs one operation at a time, backward before forward, older before
+younger (``order``). Operations that read or change parameters or the gradient sum take
+their place in the same queue, so that each sees the effect of those before it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+Arrays = Sequence[np.ndarray]
+
+
+class Count(Protocol):
+    """Joins "add to the gradient sum" and "put the id in the ledger" into one action.
+
+    Both methods are called in the event loop's thread, also when the task that asked
+    for the backward pass was cancelled meanwhile.
+    """
+
+    def start(self) -> bool:
+        """Called just before the device starts; False: abandon the work."""
+        ...
+
+    def settle(self, finite: bool) -> None:
+        """Called once when it is known whether the gradient is in the sum.
+
+        It is in the sum if and only if ``finite``.
+        """
+        ...
+
+
+class Abandoned(Exception):
+    """``Count.start`` said no: the work was not done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Attributes:
+    y: Encoded output of the stage.
+    residuals: What ``backward`` needs; None unless it was asked to be kept.
+    finite: Whether all of the output is finite.
+    compute_s: Seconds on the device, without waiting in its queue.
+    """
+
+    y: Arrays
+    residuals: Any
+    finite: bool
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """Attributes:
+    grad_x: Encoded gradient of the stage's input; empty on the first stage.
+    loss_sum: Sum of the loss over the microbatch's loss tokens (last stage), else 0.
+    finite: Whether the loss and all gradients are finite.
+    compute_s: Seconds on the device, without waiting in its queue.
+    """
+
+    grad_x: Arrays
+    loss_sum: float
+    finite: bool
+    compute_s: float
+
+
+class Compute(Protocol):
+    """One stage on one device: parameters, optimizer state, one gradient sum.
+
+    Attributes:
+        input_specs: (dtype name, shape) of each array that ``forward`` takes.
+        gradient_specs: The same for ``backward``'s ``grad_y``.
+        queued: Operations that wait for the device.
+    """
+
+    input_specs: tuple[tuple[str, tuple[int, ...]], ...]
+    gradient_specs: tuple[tuple[str, tuple[int, ...]], ...]
+    queued: int
+
+    async def forward(self, x: Arrays, *, keep: bool, order: int) -> Forward:
+        """Runs a stage that is not the last one."""
+        ...
+
+    async def backward(
+        self, residuals: Any, grad_y: Arrays, *, count: Count | None, order: int
+    ) -> Backward:
+        """Consumes ``residuals``. Without ``count`` nothing is added to the sum.
+
+        Raises:
+            Abandoned: ``count.start()`` returned False.
+        """
+        ...
+
+    async def loss_backward(
+        self, x: Arrays, targets: np.ndarray, *, count: Count | None, order: int
+    ) -> Backward:
+        """Forward, loss and backward of the last stage in one call.
+
+        Args:
+            targets: int32 [B, L]; negative where no loss is taken.
+
+        Raises:
+            Abandoned: ``count.start()`` returned False.
+        """
+        ...
+
+    async def loss(self, x: Arrays, targets: np.ndarray, *, order: int) -> float:
+        """Sum of the loss over the loss tokens; forward only (validation)."""
+        ...
+
+    async def gradient_sum(self, scale: float) -> list[np.ndarray]:
+        """The gradient sum times ``scale``, leaf by leaf. The sum is left as it is."""
+        ...
+
+    async def load_reduced(self, gradients: Arrays) -> float:
+        """Takes the all-reduced gradient into a buffer; returns its squared norm."""
+        ...
+
+    async def apply(self, gradient_norm: float) -> None:
+        """Optimizer update from the buffer; clears buffer and gradient sum.
+
+        Args:
+            gradient_norm: Norm of the gradient over all stages, for clipping.
+        """
+        ...
+
+    async def clear(self) -> None:
+        """Clears buffer and gradient sum."""
+        ...
+
+    async def state(self) -> list[np.ndarray]:
+        """Parameters and optimizer state, leaf by leaf: what a stage peer needs."""
+        ...
+
+    async def load_state(self, state: Arrays) -> None:
+        """Replaces parameters and optimizer state; clears buffer and gradient sum.
+
+        Raises:
+            ValueError: ``state`` does not have the shapes of this stage.
+        """
+        ...
+
+    async def digest(self) -> str:
+        """Hash of the parameters' bytes: equal on replicas of one device kind."""
+        ...
+
+    def close(self) -> None:
+        """Stops the device's thread, if it has one."""
+        ...

@@ -1,0 +1,46 @@
+"""Loader, overrides, fingerprints and messages of the config tree."""
+
+import pytest
+
+from swarm_jax.config import load_config
+from swarm_jax.errors import ConfigError
+
+TINY = "configs/tiny.py"
+
+
+def test_override_changes_a_leaf_and_the_fingerprints_that_depend_on_it():
+    base = load_config(TINY)
+    restaged = load_config(TINY, ["--config.swarm.num_stages=2"])
+    retuned = load_config(TINY, ["--config.tuning.heartbeat_s=3"])
+    reseeded = load_config(TINY, ["--config.seed=7"])
+    assert restaged.swarm.num_stages == 2
+    assert restaged.model_fingerprint() == base.model_fingerprint()
+    assert restaged.swarm_fingerprint() != base.swarm_fingerprint()
+    assert retuned.swarm_fingerprint() == base.swarm_fingerprint()
+    assert reseeded.model_fingerprint() != base.model_fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.swarm.num_stage=2", "Did you mean 'swarm.num_stages'"),
+        ("--config.num_stages=2", "Did you mean 'swarm.num_stages'"),
+        ("--config.steps=many", "is of type int"),
+        ("--config.swarm.num_stages=9", "more than model.num_layers=6"),
+        ("--config.swarm.microbatch_size=5", "no multiple of swarm.microbatch_size=5"),
+        ("--config.model.num_heads=3", "must be a multiple of twice"),
+        ("--config.model.vocab_size=100", "use 257 or more"),
+        ("--config.data.corpus=web", "use 'stdlib'"),
+        ("--config.swarm.wire=int4", "use one of"),
+        ("--config.tuning.heartbeat_s=0.0", "use a positive number"),
+        ("--steps=3", "write --config.FIELD=VALUE"),
+    ],
+)
+def test_bad_override_names_the_field_and_the_way_out(argument, message):
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        load_config(TINY, [argument])
+
+
+def test_missing_file_lists_those_that_exist():
+    with pytest.raises(ConfigError, match=r"configs/tiny\.py"):
+        load_config("configs/tinny.py")
