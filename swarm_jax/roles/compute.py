@@ -29,10 +29,11 @@ class Count(Protocol):
         """Called just before the device starts; False: abandon the work."""
         ...
 
-    def settle(self, finite: bool) -> None:
+    def settle(self, finite: bool, loss_sum: float) -> None:
         """Called once when it is known whether the gradient is in the sum.
 
-        It is in the sum if and only if ``finite``.
+        It is in the sum if and only if ``finite``. ``loss_sum`` is the microbatch's on
+        the last stage, 0 elsewhere.
         """
         ...
 
