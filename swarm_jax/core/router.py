@@ -1,0 +1,110 @@
+"""Which peer of the next stage gets a microbatch.
+
+Interleaved weighted round-robin (SWARM, section 3.1): each peer has a virtual finish
+time, the earliest is taken and moves on by the seconds that its measured throughput
+says the work will take.
+"""
+
+import heapq
+import itertools
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from swarm_jax.core.throughput import ThroughputAverage
+
+
+@dataclass(slots=True)
+class _Peer:
+    finish_s: float
+    turn: int
+    throughput: ThroughputAverage = field(default_factory=ThroughputAverage)
+    failures: int = 0
+    barred_until_s: float = 0.0
+
+
+class Router:
+    """Routes one sender's microbatches over the peers of one stage.
+
+    Args:
+        ban_s: Length of a peer's first ban; it doubles with each failure in a row.
+        max_ban_s: Longest ban.
+    """
+
+    def __init__(self, ban_s: float, max_ban_s: float):
+        self._ban_s = ban_s
+        self._max_ban_s = max_ban_s
+        self._peers: dict[str, _Peer] = {}
+        self._heap: list[tuple[float, int, str]] = []
+        self._turns = itertools.count()
+        self._virtual_now_s = 0.0
+
+    def update(self, peers: Collection[str]) -> None:
+        """Takes in the stage's present peers; new ones enter at the head."""
+        for gone in self._peers.keys() - set(peers):
+            del self._peers[gone]
+        for peer in sorted(set(peers) - self._peers.keys()):
+            self._peers[peer] = _Peer(self._virtual_now_s, next(self._turns))
+            self._push(peer)
+
+    def pick(
+        self, tokens: int, now_s: float, exclude: Collection[str] = ()
+    ) -> str | None:
+        """The peer to send ``tokens`` tokens to, or None when none may be used now."""
+        passed_over = []
+        chosen = None
+        while self._heap and chosen is None:
+            finish_s, turn, peer = heapq.heappop(self._heap)
+            entry = self._peers.get(peer)
+            if entry is None or entry.turn != turn:
+                continue
+            if peer in exclude or entry.barred_until_s > now_s:
+                passed_over.append(peer)
+            else:
+                chosen = peer
+                self._virtual_now_s = max(self._virtual_now_s, finish_s)
+        for peer in passed_over:
+            self._push(peer)
+        if chosen is not None:
+            entry = self._peers[chosen]
+            entry.finish_s = self._virtual_now_s + self._cost_s(entry, tokens)
+            entry.turn = next(self._turns)
+            self._push(chosen)
+        return chosen
+
+    def succeeded(self, peer: str, tokens: int, seconds: float) -> None:
+        """Learns from an answer; it ends the peer's row of failures."""
+        if entry := self._peers.get(peer):
+            entry.throughput.update(tokens, seconds)
+            entry.failures = 0
+
+    def failed(self, peer: str, now_s: float) -> None:
+        """Bans the peer, twice as long as the last time."""
+        if entry := self._peers.get(peer):
+            ban_s = min(self._max_ban_s, self._ban_s * 2**entry.failures)
+            entry.failures += 1
+            entry.barred_until_s = now_s + ban_s
+
+    def pause(self, peer: str, until_s: float) -> None:
+        """Leaves the peer alone for a moment, through no fault of its own."""
+        if entry := self._peers.get(peer):
+            entry.barred_until_s = max(entry.barred_until_s, until_s)
+
+    def _push(self, peer: str) -> None:
+        entry = self._peers[peer]
+        heapq.heappush(self._heap, (entry.finish_s, entry.turn, peer))
+
+    def _cost_s(self, entry: _Peer, tokens: int) -> float:
+        """Seconds that the work should take: the others' mean for an unmeasured peer.
+
+        While nobody is measured the cost is 0, and turns alone make it round-robin: a
+        made-up figure would outweigh the first real ones for a long time.
+        """
+        rate = entry.throughput.tokens_per_s
+        if rate is None:
+            known = [
+                p.throughput.tokens_per_s
+                for p in self._peers.values()
+                if p.throughput.tokens_per_s is not None
+            ]
+            rate = sum(known) / len(known) if known else None
+        return tokens / rate if rate else 0.0

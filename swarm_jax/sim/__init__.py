@@ -1,0 +1,4 @@
+"""Virtual time: the same core and roles as live, in milliseconds.
+
+clock.py   event loop whose clock jumps to the next timer
+"""
