@@ -67,3 +67,7 @@ class AllReduceVoid(SwarmError):
 
 class Diverged(SwarmError):
     """The model gave non-finite values on independent peers for the same microbatch."""
+
+
+class Abandoned(SwarmError):
+    """``Count.start`` said no: the device was not started, nothing was done."""

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from swarm_jax.errors import Abandoned as Abandoned
+
 Arrays = Sequence[np.ndarray]
 
 
@@ -36,10 +38,6 @@ class Count(Protocol):
         the last stage, 0 elsewhere.
         """
         ...
-
-
-class Abandoned(Exception):
-    """``Count.start`` said no: the work was not done."""
 
 
 @dataclass(frozen=True, slots=True)
