@@ -1,0 +1,235 @@
+"""Decoder-only Transformer as Flax NNX modules: embedding, block, head.
+
+Pre-norm (RMSNorm), rotary positions, causal attention, GELU or gated feed-forward; no
+biases, no dropout. Matrix products run in the compute dtype, norms, softmax and logits
+in the norm dtype: float32, or float64 when the parameters are float64.
+
+Shape suffixes: B microbatch, L sequence (M: the keys' side), D model, H heads, K head
+size, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from models.config import GPTConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """How a device computes: frozen, because modules keep it as a static attribute.
+
+    Attributes:
+        compute: dtype of matrix products and of the residual stream.
+        parameter: dtype of parameters, norms, softmax and logits.
+        flash: Whether attention takes cuDNN's fused kernel.
+    """
+
+    compute: DTypeLike
+    parameter: DTypeLike
+    flash: bool = False
+
+
+def uniform(deviation: float):
+    """An initializer with equal bits on every device: uniform, centred on 0.
+
+    Normal draws pass through erfinv, whose last bits depend on the compiler's choices;
+    these are random bits, one exact subtraction and one rounded product. They are drawn
+    in float32 also for float64 parameters, so that both start from one model.
+
+    Args:
+        deviation: Standard deviation.
+    """
+    width = 2 * deviation * math.sqrt(3)
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+        draw = jax.random.uniform(key, shape, jnp.float32)
+        return ((draw - 0.5) * width).astype(dtype)
+
+    return init
+
+
+def rotate(x_BLHK: jax.Array, base: float, dtype: DTypeLike) -> jax.Array:
+    """Rotary positions (Su et al. 2021, eq. 34), pairing component i with i + K/2.
+
+    The angles are constants, made in float64: in float32 a position of some thousands
+    times a frequency has lost its last digits.
+
+    Args:
+        x_BLHK: Queries or keys.
+        base: Base of the frequencies.
+        dtype: dtype of the rotation; the result has that of ``x_BLHK``.
+    """
+    length, size = x_BLHK.shape[1], x_BLHK.shape[3]
+    frequencies_K = base ** (-np.arange(0, size, 2) / size)
+    angles_LK = np.arange(length)[:, None] * frequencies_K
+    cos = jnp.asarray(np.cos(angles_LK)[None, :, None], dtype)
+    sin = jnp.asarray(np.sin(angles_LK)[None, :, None], dtype)
+    left, right = jnp.split(x_BLHK.astype(dtype), 2, axis=-1)
+    rotated = (left * cos - right * sin, left * sin + right * cos)
+    return jnp.concatenate(rotated, axis=-1).astype(x_BLHK.dtype)
+
+
+def attend(
+    q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, numerics: Numerics
+) -> jax.Array:
+    """Causal attention with scores and softmax in the parameter dtype.
+
+    Written out because ``jax.nn.dot_product_attention`` takes its softmax in float32
+    even when everything else is float64; its fused kernel serves ``numerics.flash``.
+    """
+    if numerics.flash:
+        return jax.nn.dot_product_attention(
+            q_BLHK, k_BMHK, v_BMHK, is_causal=True, implementation="cudnn"
+        )
+    length, size = q_BLHK.shape[1], q_BLHK.shape[3]
+    scores_BHLM = jnp.einsum(
+        "blhk,bmhk->bhlm", q_BLHK, k_BMHK, preferred_element_type=numerics.parameter
+    )
+    causal_LM = np.tri(length, dtype=bool)
+    weights_BHLM = jax.nn.softmax(
+        scores_BHLM / math.sqrt(size), where=causal_LM[None, None]
+    )
+    return jnp.einsum("bhlm,bmhk->blhk", weights_BHLM.astype(v_BMHK.dtype), v_BMHK)
+
+
+def _norm(config: GPTConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(
+        config.model_dim,
+        epsilon=config.norm_epsilon,
+        dtype=numerics.parameter,
+        param_dtype=numerics.parameter,
+        rngs=rngs,
+    )
+
+
+def _matrix(
+    inputs: int,
+    outputs: int,
+    deviation: float,
+    numerics: Numerics,
+    rngs: nnx.Rngs,
+    result: DTypeLike | None = None,
+) -> nnx.Linear:
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=False,
+        dtype=numerics.compute,
+        param_dtype=numerics.parameter,
+        preferred_element_type=result,
+        kernel_init=uniform(deviation),
+        rngs=rngs,
+    )
+
+
+class Embedding(nnx.Module):
+    """A table of token vectors, ``embedding`` [V, D].
+
+    It stays in the parameter dtype also under low-precision compute: the gradients of a
+    frequent token are summed one by one, and bfloat16 would lose most of them.
+    """
+
+    def __init__(self, config: GPTConfig, numerics: Numerics, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.model_dim)
+        init = uniform(config.init_scale)
+        self.embedding = nnx.Param(init(rngs.params(), shape, numerics.parameter))
+        self.numerics = numerics
+
+    def __call__(self, tokens_BL: jax.Array) -> jax.Array:
+        """Returns x_BLD; a token outside the vocabulary gives NaN, not a neighbour."""
+        rows = jnp.asarray(self.embedding[...]).at[tokens_BL]
+        x_BLD = rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return x_BLD.astype(self.numerics.compute)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention; ``qkv`` [D, 3 H K] holds queries, keys and values."""
+
+    def __init__(self, config: GPTConfig, numerics: Numerics, rngs: nnx.Rngs):
+        width, scale = config.model_dim, config.init_scale
+        self.qkv = _matrix(width, 3 * width, scale, numerics, rngs)
+        self.output = _matrix(width, width, _residual(config), numerics, rngs)
+        self.num_heads = config.num_heads
+        self.rope_base = config.rope_base
+        self.numerics = numerics
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        batch, length, width = x_BLD.shape
+        split = (batch, length, 3, self.num_heads, width // self.num_heads)
+        q_BLHK, k_BLHK, v_BLHK = jnp.unstack(self.qkv(x_BLD).reshape(split), axis=2)
+        q_BLHK = rotate(q_BLHK, self.rope_base, self.numerics.parameter)
+        k_BLHK = rotate(k_BLHK, self.rope_base, self.numerics.parameter)
+        mixed_BLHK = attend(q_BLHK, k_BLHK, v_BLHK, self.numerics)
+        return self.output(mixed_BLHK.reshape(x_BLD.shape))
+
+
+class FeedForward(nnx.Module):
+    """GELU (tanh form) of one product, or gated by another (GEGLU, Shazeer 2020)."""
+
+    def __init__(self, config: GPTConfig, numerics: Numerics, rngs: nnx.Rngs):
+        width, hidden, scale = config.model_dim, config.ffn_dim, config.init_scale
+        self.input = _matrix(width, hidden, scale, numerics, rngs)
+        if config.feed_forward == "geglu":
+            self.gate = _matrix(width, hidden, scale, numerics, rngs)
+        self.output = _matrix(hidden, width, _residual(config), numerics, rngs)
+        self.gated = config.feed_forward == "geglu"
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        hidden_BLF = self.input(x_BLD)
+        if self.gated:
+            return self.output(jax.nn.gelu(self.gate(x_BLD)) * hidden_BLF)
+        return self.output(jax.nn.gelu(hidden_BLF))
+
+
+class Block(nnx.Module):
+    """One Transformer layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: GPTConfig, numerics: Numerics, rngs: nnx.Rngs):
+        self.attention_norm = _norm(config, numerics, rngs)
+        self.attention = Attention(config, numerics, rngs)
+        self.feed_forward_norm = _norm(config, numerics, rngs)
+        self.feed_forward = FeedForward(config, numerics, rngs)
+        self.numerics = numerics
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        compute = self.numerics.compute
+        x_BLD += self.attention(self.attention_norm(x_BLD).astype(compute))
+        return x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD).astype(compute))
+
+
+class Head(nnx.Module):
+    """Final norm and ``output`` [D, V], a matrix of its own: it is not the embedding.
+
+    The first and the last stage are different peers, so a shared matrix would have to
+    cross the network at every step.
+    """
+
+    def __init__(self, config: GPTConfig, numerics: Numerics, rngs: nnx.Rngs):
+        self.norm = _norm(config, numerics, rngs)
+        self.output = _matrix(
+            config.model_dim,
+            config.vocab_size,
+            config.init_scale,
+            numerics,
+            rngs,
+            result=numerics.parameter,
+        )
+        self.numerics = numerics
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        """Returns logits_BLV in the parameter dtype."""
+        return self.output(self.norm(x_BLD).astype(self.numerics.compute))
+
+
+def _residual(config: GPTConfig) -> float:
+    """Deviation of what writes into the residual stream (GPT-2, section 2.3).
+
+    The stream sums 2 N such outputs, so each is scaled by 1 / sqrt(2 N).
+    """
+    return config.init_scale / math.sqrt(2 * config.num_layers)
