@@ -1,4 +1,5 @@
 """Virtual time: the same core and roles as live, in milliseconds.
 
-clock.py   event loop whose clock jumps to the next timer
+clock.py         event loop whose clock jumps to the next timer
+local_swarm.py   stage servers and a trainer in one process
 """

@@ -1,0 +1,124 @@
+"""Sends microbatches into the first stage: to train on, or to validate with."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import numpy as np
+
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.core.closing import Feed
+from swarm_jax.core.ids import MicrobatchID, Round
+from swarm_jax.roles.messages import Relay
+from swarm_jax.roles.relay import Answer, NextStage, RelayFailed
+
+logger = logging.getLogger(__name__)
+
+
+class Microbatch(Protocol):
+    """int32 [B, L] each; targets are negative where no loss is taken."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    loss_tokens: int
+
+
+class Data(Protocol):
+    """Tokens as a function of their names; ``digest`` names corpus and tokenizer."""
+
+    digest: str
+
+    def microbatch(self, step: int, index: int) -> Microbatch: ...
+
+    def step_loss_tokens(self, step: int) -> int: ...
+
+    def validation_microbatch(self, index: int) -> Microbatch: ...
+
+
+class Feeder:
+    """Keeps a bounded number of microbatches in the swarm."""
+
+    def __init__(self, config: ExperimentConfig, data: Data, first_stage: NextStage):
+        self._config = config
+        self._data = data
+        self._first_stage = first_stage
+
+    async def feed(
+        self,
+        action: Feed,
+        round_: Round,
+        avoid: frozenset[str],
+        answered: Callable[[int], None],
+    ) -> list[RelayFailed]:
+        """Sends what is missing, waits for all of it, and returns what went wrong."""
+
+        async def one(index: int) -> None:
+            await self._send(
+                self._data.microbatch(action.step, index),
+                Relay(
+                    round=round_,
+                    stage=0,
+                    id=MicrobatchID(action.step, index),
+                    counted_by=action.missing[index],
+                    training=True,
+                    avoid=avoid,
+                    budget_s=self._config.tuning.relay_timeout_s,
+                ),
+            )
+            answered(index)
+
+        return await self._for_each(sorted(action.missing), one)
+
+    async def validation_loss(self, step: int, round_: Round) -> float | None:
+        """Mean loss over the held-out sequences, through the swarm; None if it failed.
+
+        Args:
+            step: The step that the peers are at.
+        """
+        sequences = self._config.validation.sequences
+        sums: list[tuple[float, int]] = []
+
+        async def one(index: int) -> None:
+            batch = self._data.validation_microbatch(index)
+            answer = await self._send(
+                batch,
+                Relay(
+                    round=round_,
+                    stage=0,
+                    id=MicrobatchID(step, index),
+                    counted_by=frozenset(),
+                    training=False,
+                    avoid=frozenset(),
+                    budget_s=self._config.tuning.relay_timeout_s,
+                ),
+            )
+            sums.append((answer.loss_sum, batch.loss_tokens))
+
+        microbatches = range(sequences // self._config.swarm.microbatch_size)
+        if await self._for_each(microbatches, one):
+            return None
+        return math.fsum(s for s, _ in sums) / sum(tokens for _, tokens in sums)
+
+    async def _send(self, batch: Microbatch, relay: Relay) -> Answer:
+        return await self._first_stage.send(relay, [batch.targets, batch.inputs])
+
+    async def _for_each(
+        self, indices: Iterable[int], send: Callable[[int], object]
+    ) -> list[RelayFailed]:
+        in_flight = asyncio.Semaphore(self._config.tuning.microbatches_in_flight)
+        failures: list[RelayFailed] = []
+
+        async def bounded(index: int) -> None:
+            async with in_flight:
+                try:
+                    await send(index)
+                except RelayFailed as error:
+                    logger.info("microbatch %d: %s", index, error)
+                    failures.append(error)
+
+        async with asyncio.TaskGroup() as tasks:
+            for index in indices:
+                tasks.create_task(bounded(index))
+        return failures

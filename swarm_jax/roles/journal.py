@@ -1,0 +1,193 @@
+"""What a leader records: a line per step, the swarm every second, the totals."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.core.ledger import Audit
+from swarm_jax.metrics import MetricsWriter
+from swarm_jax.roles.peers import SwarmView
+
+logger = logging.getLogger(__name__)
+
+WAITING_REMINDER_S = 10.0
+SWARM_PERIOD_S = 1.0
+
+
+@dataclass(slots=True)
+class Totals:
+    """Over all steps that this trainer closed.
+
+    Attributes:
+        answered: Microbatches that came back with a gradient, repetitions included.
+        microbatches: From the ledgers that the steps were closed with.
+        timed_tokens, timed_s: Of all steps but the first, which compiles.
+    """
+
+    steps: int = 0
+    skipped_steps: int = 0
+    answered: int = 0
+    microbatches: Audit = field(default_factory=lambda: Audit(0, 0, 0, 0))
+    timed_tokens: int = 0
+    timed_s: float = 0.0
+    final_train_loss: float | None = None
+    validation_loss: float | None = None
+
+
+class Journal:
+    """Keeps the figures of the step in progress and writes them when it is committed.
+
+    Args:
+        steps: Gets a record per step.
+        swarm: Gets a record per second.
+        learning_rate: Of a step, counted from 0.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        view: SwarmView,
+        *,
+        steps: MetricsWriter,
+        swarm: MetricsWriter,
+        learning_rate: Callable[[int], float],
+    ):
+        self._config = config
+        self._view = view
+        self._steps = steps
+        self._swarm = swarm
+        self._learning_rate = learning_rate
+        self._closing: dict[str, Any] | None = None
+        self._unvalidated: dict[str, Any] | None = None
+        self._step_start_s: float | None = None
+        self._waiting: str | None = None
+        self._reminded_s = 0.0
+        self._step = 0
+        self._answered: set[int] = set()
+        self.totals = Totals()
+
+    @property
+    def validation_due(self) -> bool:
+        return self._unvalidated is not None
+
+    def feeding(self, step: int) -> None:
+        """Microbatches of ``step`` are about to be sent."""
+        self._no_longer_waiting()
+        if step != self._step or self._step_start_s is None:
+            self._step, self._answered = step, set()
+            self._step_start_s = asyncio.get_running_loop().time()
+
+    def answered(self, index: int) -> None:
+        self._answered.add(index)
+        self.totals.answered += 1
+
+    def waiting(self, reason: str) -> None:
+        """Says what the run waits for, at once and then every ten seconds."""
+        now_s = asyncio.get_running_loop().time()
+        if reason != self._waiting or now_s - self._reminded_s >= WAITING_REMINDER_S:
+            logger.warning("%s", reason)
+            self._reminded_s = now_s
+        self._waiting = reason
+
+    def closing(
+        self, step: int, *, loss_sum: float, loss_tokens: int, ledgers: Audit
+    ) -> None:
+        """The ledgers of ``step`` are complete; the commit will decide it."""
+        self._closing = {
+            "step": step + 1,
+            "train_loss": loss_sum / loss_tokens,
+            "tokens": loss_tokens,
+            "learning_rate": self._learning_rate(step),
+            "microbatches_expected": ledgers.expected,
+            "microbatches_counted_once": ledgers.counted_once,
+            "microbatches_lost": ledgers.lost,
+            "microbatches_counted_twice": ledgers.counted_twice,
+        }
+
+    def committed(self, step: int, gradient_norm: float | None) -> None:
+        """At least one peer has committed ``step``: it is decided."""
+        record, self._closing = self._closing, None
+        if gradient_norm is None:
+            self.totals.skipped_steps += 1
+            self.totals.steps += 1
+            self._step_start_s = None
+            self._steps.write(step=step + 1, skipped=True)
+        elif record is not None and record["step"] == step + 1:
+            self._finish(record, gradient_norm)
+
+    def _finish(self, record: dict[str, Any], gradient_norm: float) -> None:
+        now_s = asyncio.get_running_loop().time()
+        step_s = now_s - (self._step_start_s or now_s)
+        record["gradient_norm"] = gradient_norm
+        record["step_s"] = step_s
+        record["tokens_per_s"] = record["tokens"] / step_s if step_s else 0.0
+        self._step_start_s = None
+        self._add_to_totals(record)
+        every = self._config.validation.every_steps
+        last = record["step"] == self._config.steps
+        if last or (every and record["step"] % every == 0):
+            self._unvalidated = record
+        else:
+            self._steps.write(**record)
+
+    def _add_to_totals(self, record: dict[str, Any]) -> None:
+        totals, past = self.totals, self.totals.microbatches
+        if totals.steps:
+            totals.timed_tokens += record["tokens"]
+            totals.timed_s += record["step_s"]
+        totals.steps += 1
+        totals.final_train_loss = record["train_loss"]
+        totals.microbatches = Audit(
+            expected=past.expected + record["microbatches_expected"],
+            counted_once=past.counted_once + record["microbatches_counted_once"],
+            lost=past.lost + record["microbatches_lost"],
+            counted_twice=past.counted_twice + record["microbatches_counted_twice"],
+        )
+
+    def validated(self, loss: float) -> None:
+        record, self._unvalidated = self._unvalidated, None
+        assert record is not None
+        self.totals.validation_loss = loss
+        self._steps.write(**record, validation_loss=loss)
+
+    async def watch(self) -> None:
+        """Writes the swarm as the leader sees it, every second, for ever."""
+        while True:
+            self._swarm.write(**self._snapshot())
+            await asyncio.sleep(SWARM_PERIOD_S)
+
+    def _snapshot(self) -> dict[str, Any]:
+        stages = [
+            {
+                "stage": stage,
+                "peers": [
+                    {
+                        "peer": peer,
+                        "name": record.name,
+                        "state": record.state,
+                        "step": record.step,
+                        "queue": record.queue,
+                        "tokens_per_s": record.tokens_per_s,
+                    }
+                    for peer, record in sorted(peers.items())
+                ],
+            }
+            for stage, peers in sorted(self._view.stages.items())
+        ]
+        return {
+            "time_s": asyncio.get_running_loop().time(),
+            "step": self._step,
+            "steps": self._config.steps,
+            "answered": len(self._answered),
+            "microbatches_per_step": self._config.microbatches_per_step,
+            "stages": stages,
+            "waiting": self._waiting,
+        }
+
+    def _no_longer_waiting(self) -> None:
+        if self._waiting is not None:
+            logger.warning("the run goes on")
+            self._waiting = None

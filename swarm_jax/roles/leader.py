@@ -1,0 +1,209 @@
+"""Leads the swarm through its steps: one stateless loop around one pure function."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Collection
+
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.core.closing import (
+    Close,
+    CommitRecord,
+    CommitRest,
+    Done,
+    Drop,
+    Feed,
+    Report,
+    Resync,
+    Wait,
+    next_action,
+)
+from swarm_jax.core.ledger import audit
+from swarm_jax.errors import Diverged
+from swarm_jax.roles.feeding import Data, Feeder
+from swarm_jax.roles.journal import Journal
+from swarm_jax.roles.leadership import Leadership, accepted
+from swarm_jax.roles.messages import (
+    Collect,
+    Commit,
+    DropSum,
+    MalformedHeader,
+    ResyncState,
+    report_from_header,
+)
+from swarm_jax.roles.peers import SwarmView
+from swarm_jax.roles.preparing import GradientDiverged, Preparing
+from swarm_jax.roles.relay import ModelDiverged, RefusedRound, RelayFailed
+
+logger = logging.getLogger(__name__)
+
+WAIT_S = 0.5
+
+
+class Leader:
+    """One term of one trainer (design, section 5).
+
+    Args:
+        server_command: The command that starts a peer of a stage, for people.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        *,
+        leadership: Leadership,
+        view: SwarmView,
+        data: Data,
+        feeder: Feeder,
+        journal: Journal,
+        server_command: Callable[[int], str],
+    ):
+        self._config = config
+        self._leadership = leadership
+        self._view = view
+        self._data = data
+        self._feeder = feeder
+        self._journal = journal
+        self._server_command = server_command
+        self._preparing = Preparing(config, leadership)
+
+    async def lead(self) -> None:
+        """Returns when every stage has taken all its steps.
+
+        Raises:
+            Deposed: Another trainer leads.
+            Diverged: The model gave non-finite values and the config says stop.
+        """
+        while True:
+            reports = await self._collect()
+            action = next_action(
+                reports,
+                num_stages=self._config.swarm.num_stages,
+                steps=self._config.steps,
+                microbatches=self._config.microbatches_per_step,
+                left_out=self._preparing.left_out,
+            )
+            match action:
+                case Feed() | Done() if self._journal.validation_due:
+                    await self._validate(reports)
+                case Feed():
+                    await self._feed(action, reports)
+                case Drop(step, peer):
+                    request = DropSum(round=self._leadership.round, step=step)
+                    await self._leadership.ask([peer], request)
+                case Close():
+                    await self._close(action)
+                case CommitRest(record, peers):
+                    await self._commit(record, peers)
+                case Resync(peers):
+                    request = ResyncState(round=self._leadership.round)
+                    await self._leadership.ask(peers, request)
+                case Wait(stages, reason):
+                    await self._wait(stages, reason)
+                case Done():
+                    return
+
+    async def _collect(self) -> list[Report]:
+        self._leadership.next_round()
+        replies = await self._leadership.ask(
+            self._view.everyone(), Collect(round=self._leadership.round)
+        )
+        reports = []
+        for peer in accepted(replies):
+            try:
+                reports.append(report_from_header(peer, replies[peer]))
+            except MalformedHeader as error:
+                logger.warning("report of %s: %s", peer[-6:], error)
+        return reports
+
+    async def _feed(self, action: Feed, reports: Collection[Report]) -> None:
+        self._journal.feeding(action.step)
+        failures = await self._feeder.feed(
+            action,
+            self._leadership.round,
+            self._preparing.left_out,
+            self._journal.answered,
+        )
+        for failure in failures:
+            await self._react(failure, action.step, reports)
+        if failures:
+            await self._view.refresh()
+
+    async def _react(
+        self, failure: RelayFailed, step: int, reports: Collection[Report]
+    ) -> None:
+        match failure:
+            case RefusedRound(promise=promise):
+                self._leadership.check_promise(promise)
+            case ModelDiverged():
+                await self._diverged(step, str(failure), reports)
+
+    async def _close(self, action: Close) -> None:
+        """Prepare in every stage, then commit everywhere."""
+        groups = action.groups
+        reports = [report for group in groups.values() for report in group]
+        microbatches = self._config.microbatches_per_step
+        ledgers = audit(
+            {s: [r.counted for r in group] for s, group in groups.items()}, microbatches
+        )
+        assert ledgers.exact, f"step {action.step} would be closed with {ledgers}"
+        loss_tokens = self._data.step_loss_tokens(action.step)
+        try:
+            norm = await self._preparing.prepare(action, loss_tokens)
+        except GradientDiverged as error:
+            await self._diverged(action.step, str(error), reports)
+            return
+        if norm is None:
+            return
+        losses = [r.losses or {} for r in groups[self._config.swarm.num_stages - 1]]
+        self._journal.closing(
+            action.step,
+            loss_sum=math.fsum(loss for each in losses for loss in each.values()),
+            loss_tokens=loss_tokens,
+            ledgers=ledgers,
+        )
+        record = CommitRecord(action.step, norm)
+        await self._commit(record, [report.peer for report in reports])
+
+    async def _commit(self, record: CommitRecord, peers: Collection[str]) -> None:
+        request = Commit(
+            round=self._leadership.round,
+            step=record.step,
+            gradient_norm=record.gradient_norm,
+        )
+        if accepted(await self._leadership.ask(peers, request)):
+            self._journal.committed(record.step, record.gradient_norm)
+            self._preparing.forget()
+
+    async def _diverged(
+        self, step: int, what: str, reports: Collection[Report]
+    ) -> None:
+        """Stops the run, or commits the step everywhere without an update.
+
+        Raises:
+            Diverged: The config says stop.
+        """
+        if self._config.swarm.on_nonfinite == "stop":
+            raise Diverged(
+                f"The model diverged at step {step}: {what}. No peer is at fault. "
+                "Lower optimizer.learning_rate, or set swarm.on_nonfinite='skip_step'"
+            )
+        logger.warning("step %d is skipped: %s", step, what)
+        current = [report.peer for report in reports if report.step == step]
+        await self._commit(CommitRecord(step, None), current)
+
+    async def _validate(self, reports: Collection[Report]) -> None:
+        step = max(report.step for report in reports)
+        loss = await self._feeder.validation_loss(step, self._leadership.round)
+        if loss is not None:
+            self._journal.validated(loss)
+
+    async def _wait(self, stages: Collection[int], reason: str) -> None:
+        names = ", ".join(map(str, stages))
+        command = self._server_command(min(stages))
+        self._journal.waiting(
+            f"Waiting: {'stage' if len(stages) == 1 else 'stages'} {names}: {reason}. "
+            f"Start a peer: {command}"
+        )
+        await asyncio.sleep(WAIT_S)
+        await self._view.refresh()

@@ -1,0 +1,91 @@
+"""One trainer's term: its rounds, and questions to peers within a round."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.core.ids import Round
+from swarm_jax.errors import PeerError
+from swarm_jax.net.protocols import Message, PeerCalls
+from swarm_jax.roles.messages import Request, Status, read, to_header
+
+logger = logging.getLogger(__name__)
+
+
+class Deposed(Exception):
+    """A peer follows a newer leader; this one's term is over."""
+
+    def __init__(self, promise: Round):
+        super().__init__(f"a newer leader is at {promise}")
+        self.promise = promise
+
+
+class Leadership:
+    """Rounds of one term.
+
+    Args:
+        number: The term's number in the lease.
+    """
+
+    def __init__(
+        self, config: ExperimentConfig, calls: PeerCalls, trainer: str, number: int
+    ):
+        self._calls = calls
+        self._swarm = config.swarm_fingerprint()
+        self._control_timeout_s = config.tuning.control_timeout_s
+        self.round = Round(number, trainer, 0)
+
+    def next_round(self) -> None:
+        self.round = self.round._replace(pass_=self.round.pass_ + 1)
+
+    async def ask(
+        self, peers: Iterable[str], request: Request
+    ) -> dict[str, Mapping[str, Any]]:
+        """Asks all peers the same; see ``ask_each``."""
+        return await self.ask_each({peer: request for peer in peers})
+
+    async def ask_each(
+        self, requests: Mapping[str, Request], *, more_time_s: float = 0.0
+    ) -> dict[str, Mapping[str, Any]]:
+        """Asks all peers at once; returns the reply headers of those that answered.
+
+        Args:
+            more_time_s: How much longer than a small control call this may take.
+
+        Raises:
+            Deposed: One of them follows a newer leader.
+        """
+        timeout_s = self._control_timeout_s + more_time_s
+        headers = await asyncio.gather(
+            *(self._ask(peer, r, timeout_s) for peer, r in requests.items())
+        )
+        replies = {
+            peer: header
+            for peer, header in zip(requests, headers, strict=True)
+            if header is not None
+        }
+        for header in replies.values():
+            if header.get("status") == Status.OLD_ROUND:
+                self.check_promise(read(header, "promise", "Round"))
+        return replies
+
+    async def _ask(
+        self, peer: str, request: Request, timeout_s: float
+    ) -> Mapping[str, Any] | None:
+        message = Message(to_header(request, self._swarm))
+        try:
+            return (await self._calls.call(peer, message, timeout_s=timeout_s)).header
+        except PeerError as error:
+            logger.info("%s: no answer: %s", request.op, error)
+            return None
+
+    def check_promise(self, promise: Round) -> None:
+        """Raises ``Deposed`` when a promise belongs to a newer term than ours."""
+        if promise[:2] > self.round[:2]:
+            raise Deposed(promise)
+
+
+def accepted(replies: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    return {p for p, header in replies.items() if header.get("status") == Status.OK}

@@ -1,0 +1,100 @@
+"""Who leads: a lease in the directory, with a term.
+
+Two trainers may believe to lead for a moment, since directory reads lag behind writes.
+That costs time, never correctness: their rounds are ordered, and peers keep the promise
+given to the newer one (design, section 5).
+"""
+
+import asyncio
+
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.errors import ConfigError
+from swarm_jax.net.protocols import Directory, Record
+
+
+class Lease:
+    """One trainer's claim to lead.
+
+    Args:
+        key: Directory key that all trainers of the swarm share.
+        data_digest: Of corpus and tokenizer; trainers with other data must not lead.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        directory: Directory,
+        *,
+        key: str,
+        trainer: str,
+        data_digest: str,
+    ):
+        self._directory = directory
+        self._key = key
+        self._trainer = trainer
+        self._data_digest = data_digest
+        self._lease_s = config.tuning.lease_s
+        self._refresh_s = config.tuning.directory_refresh_s
+        self._seen = 0
+
+    async def acquire(self) -> int:
+        """Waits until nobody else leads; returns the number of our term.
+
+        Raises:
+            ConfigError: Another trainer of this swarm has other data.
+        """
+        while True:
+            others = await self._others()
+            if not any(record.value["leads"] for record in others.values()):
+                numbers = [record.value["number"] for record in others.values()]
+                number = max([self._seen, *numbers]) + 1
+                await self._store(number, leads=True)
+                self._seen = number
+                return number
+            await asyncio.sleep(self._refresh_s)
+
+    async def keep(self, number: int) -> None:
+        """Renews until cancelled."""
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            await self._store(number, leads=True)
+
+    async def release(self, number: int) -> None:
+        """Steps down; other trainers may lead at once."""
+        await self._store(number, leads=False)
+
+    def saw(self, number: int) -> None:
+        """The next term's number will be above this one."""
+        self._seen = max(self._seen, number)
+
+    async def _store(self, number: int, *, leads: bool) -> None:
+        value = {"number": number, "leads": leads, "data_digest": self._data_digest}
+        await self._directory.store(
+            self._key, self._trainer, value, expires_in_s=self._lease_s
+        )
+
+    async def _others(self) -> dict[str, Record]:
+        records = await self._directory.get(self._key)
+        others = {
+            trainer: record
+            for trainer, record in records.items()
+            if trainer != self._trainer and _is_claim(record.value)
+        }
+        for trainer, record in others.items():
+            if record.value["data_digest"] != self._data_digest:
+                raise ConfigError(
+                    f"Trainer {trainer[-6:]} of this swarm trains on other data "
+                    f"(digest {record.value['data_digest']}, here "
+                    f"{self._data_digest}). Use the same corpus files, Python version "
+                    "and tokenizer on all trainers, or give this run another run_id"
+                )
+        return others
+
+
+def _is_claim(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and type(value.get("number")) is int
+        and type(value.get("leads")) is bool
+        and isinstance(value.get("data_digest"), str)
+    )

@@ -1,0 +1,297 @@
+"""Requests between peers, checked field by field when they arrive.
+
+On the wire a request is a msgpack header ``{"op", "swarm", fields...}``; a reply is
+``{"status", fields...}``. A header of the wrong form is the sender's fault.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from swarm_jax.core.closing import CommitRecord, Report
+from swarm_jax.core.ids import MicrobatchID, Round
+from swarm_jax.net.protocols import Message
+
+
+class Status(StrEnum):
+    """How a request ended."""
+
+    OK = "ok"
+    BUSY = "busy"
+    """Back-pressure: try another peer, no fault."""
+    NOT_ONLINE = "not_online"
+    WRONG_SWARM = "wrong_swarm"
+    WRONG_STAGE = "wrong_stage"
+    WRONG_STEP = "wrong_step"
+    OLD_ROUND = "old_round"
+    """The peer has promised itself to a newer round, which the reply names."""
+    NO_ROUTE = "no_route"
+    """The peer finds no peer of a deeper stage; its own fault it is not."""
+    NONFINITE = "nonfinite"
+    """This peer got non-finite values; another one may not."""
+    DIVERGED = "diverged"
+    """Independent peers of one stage got non-finite values: it is the model."""
+    DIFFERENT_LEDGER = "different_ledger"
+    VOID = "void"
+    """The all-reduce did not complete; the reply names whom this peer lacked."""
+    NOT_PREPARED = "not_prepared"
+
+
+class MalformedHeader(ValueError):
+    """A header lacks a field, or has one of the wrong type or range."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relay:
+    """Run a microbatch through this stage and all deeper ones.
+
+    Arrays: int32 targets [B, L], then the stage's encoded input.
+
+    Attributes:
+        round: The leader's, or the sender's copy of it.
+        stage: Stage of the receiver.
+        counted_by: Stages that lack the microbatch and so count it.
+        training: False for validation: forward only, nothing is counted.
+        avoid: Peers that no microbatch of this round goes to.
+        budget_s: Seconds that the sender waits at most.
+    """
+
+    op: ClassVar[str] = "relay"
+    round: Round
+    stage: int
+    id: MicrobatchID
+    counted_by: frozenset[int]
+    training: bool
+    avoid: frozenset[str]
+    budget_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collect:
+    """Report where you are, and refuse older rounds from now on."""
+
+    op: ClassVar[str] = "collect"
+    round: Round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropSum:
+    """Forget your gradient sum of this step."""
+
+    op: ClassVar[str] = "drop"
+    round: Round
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """All-reduce your gradient sum inside ``group``, into a buffer.
+
+    Attributes:
+        group: Peers of the stage that take part, each with the digest of its ledger.
+        loss_tokens: Loss tokens of the whole step, which the gradient is divided by.
+    """
+
+    op: ClassVar[str] = "prepare"
+    round: Round
+    step: int
+    group: dict[str, str]
+    loss_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """Apply the prepared gradient and go on to the next step.
+
+    Attributes:
+        gradient_norm: Over all stages; None to skip the step without an update.
+    """
+
+    op: ClassVar[str] = "commit"
+    round: Round
+    step: int
+    gradient_norm: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResyncState:
+    """You are stale: fetch your stage's state from a stage peer."""
+
+    op: ClassVar[str] = "resync"
+    round: Round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchState:
+    """Send your parameters and optimizer state.
+
+    Attributes:
+        stage: Stage of the receiver, as the asking peer believes.
+    """
+
+    op: ClassVar[str] = "state"
+    stage: int
+
+
+Request = Relay | Collect | DropSum | Prepare | Commit | ResyncState | FetchState
+_KINDS = {
+    kind.op: kind
+    for kind in (Relay, Collect, DropSum, Prepare, Commit, ResyncState, FetchState)
+}
+
+
+def to_header(request: Request, swarm: str) -> dict[str, Any]:
+    """Header of a request; ``swarm`` is the fingerprint of the sender's swarm."""
+    fields = {
+        entry.name: _plain(getattr(request, entry.name))
+        for entry in dataclasses.fields(request)
+    }
+    return {"op": request.op, "swarm": swarm} | fields
+
+
+def from_header(header: Mapping[str, Any]) -> Request:
+    """Reads and checks a request.
+
+    Raises:
+        MalformedHeader: It is none.
+    """
+    kind = _KINDS.get(header.get("op")) if isinstance(header.get("op"), str) else None
+    if kind is None:
+        raise MalformedHeader(f"unknown operation {header.get('op')!r:.40}")
+    return kind(
+        **{entry.name: read(header, entry.name, entry.type) for entry in _fields(kind)}
+    )
+
+
+def read(header: Mapping[str, Any], name: str, type_: str) -> Any:
+    """Reads one field as the type that its annotation names."""
+    try:
+        return _READERS[type_](header[name])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        shown = f"{header.get(name)!r:.60}"
+        raise MalformedHeader(f"field {name!r} is {shown}, not {type_}") from error
+
+
+def refusal(status: Status, **fields: Any) -> Message:
+    """A reply that is only a status and what explains it."""
+    return Message({"status": status} | fields)
+
+
+def report_to_header(report: Report) -> dict[str, Any]:
+    """A report as the reply to ``collect``."""
+    commit = report.last_commit
+    return {
+        "status": Status.OK,
+        "stage": report.stage,
+        "state": report.state,
+        "step": report.step,
+        "lineage": report.lineage,
+        "counted": sorted(report.counted),
+        "prepared_step": report.prepared_step,
+        "last_commit": commit and [commit.step, commit.gradient_norm],
+        "losses": sorted(report.losses.items()) if report.losses is not None else None,
+    }
+
+
+def report_from_header(peer: str, header: Mapping[str, Any]) -> Report:
+    """Reads a reply to ``collect``.
+
+    Raises:
+        MalformedHeader: It is none.
+    """
+    types = {
+        "stage": "int",
+        "state": "str",
+        "step": "int",
+        "lineage": "str",
+        "counted": "frozenset[int]",
+        "prepared_step": "int | None",
+        "last_commit": "CommitRecord | None",
+        "losses": "dict[int, float] | None",
+    }
+    fields = {name: read(header, name, type_) for name, type_ in types.items()}
+    return Report(peer=peer, **fields)
+
+
+def commit_from_header(header: Mapping[str, Any]) -> CommitRecord | None:
+    return read(header, "last_commit", "CommitRecord | None")
+
+
+def _fields(kind: type) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(kind)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (frozenset, set)):
+        return sorted(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return value
+
+
+def _int(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**62:
+        raise ValueError
+    return value
+
+
+def _float(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError
+    return float(value)
+
+
+def _positive(value: Any) -> float:
+    number = _float(value)
+    if not 0 <= number < math.inf:
+        raise ValueError
+    return number
+
+
+def _str(value: Any) -> str:
+    if type(value) is not str or len(value) > 256:
+        raise ValueError
+    return value
+
+
+def _bool(value: Any) -> bool:
+    if type(value) is not bool:
+        raise TypeError
+    return value
+
+
+def _optional(reader: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else reader(value)
+
+
+def _round(value: Any) -> Round:
+    number, trainer, pass_ = value
+    return Round(_int(number), _str(trainer), _int(pass_))
+
+
+def _losses(value: Any) -> dict[int, float]:
+    return {_int(index): _float(loss) for index, loss in value}
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "int": _int,
+    "float": _positive,
+    "str": _str,
+    "bool": _bool,
+    "Round": _round,
+    "MicrobatchID": lambda value: MicrobatchID(*(_int(part) for part in value)),
+    "frozenset[int]": lambda value: frozenset(_int(item) for item in value),
+    "frozenset[str]": lambda value: frozenset(_str(item) for item in value),
+    "dict[str, str]": lambda value: {_str(k): _str(v) for k, v in value.items()},
+    "float | None": _optional(_positive),
+    "int | None": _optional(_int),
+    "CommitRecord | None": _optional(
+        lambda value: CommitRecord(_int(value[0]), _optional(_positive)(value[1]))
+    ),
+    "dict[int, float] | None": _optional(_losses),
+}

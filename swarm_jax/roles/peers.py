@@ -1,0 +1,110 @@
+"""Who is in the swarm: what peers publish of themselves, and a cached view of it."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.core.closing import OFFLINE, ONLINE
+from swarm_jax.net.protocols import Directory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerRecord:
+    """What a stage server publishes.
+
+    Attributes:
+        name: For people; not unique.
+        state: ONLINE, JOINING, DRAINING or OFFLINE.
+        queue: Microbatches it holds.
+        tokens_per_s: Moving average of its own compute; 0 before the first one.
+    """
+
+    name: str
+    stage: int
+    state: str
+    step: int
+    queue: int
+    tokens_per_s: float
+
+
+class SwarmView:
+    """Reads every stage's records every ``directory_refresh_s``.
+
+    Args:
+        config: Names the keys and the periods.
+        directory: Where records are kept.
+    """
+
+    def __init__(self, config: ExperimentConfig, directory: Directory):
+        self.directory = directory
+        self._tuning = config.tuning
+        self._num_stages = config.swarm.num_stages
+        self.prefix = f"{config.run_id}.{config.swarm_fingerprint()}"
+        self._stages: dict[int, dict[str, PeerRecord]] = {}
+
+    def stage_key(self, stage: int) -> str:
+        return f"{self.prefix}.stage{stage}"
+
+    @property
+    def stages(self) -> Mapping[int, Mapping[str, PeerRecord]]:
+        """Live records by stage and peer id, as last read."""
+        return self._stages
+
+    def online(self, stage: int) -> list[str]:
+        """Peers that take work for ``stage``."""
+        records = self._stages.get(stage, {})
+        return sorted(peer for peer, r in records.items() if r.state == ONLINE)
+
+    def everyone(self) -> list[str]:
+        """All peers of all stages that have not said goodbye."""
+        return sorted(
+            peer
+            for records in self._stages.values()
+            for peer, record in records.items()
+            if record.state != OFFLINE
+        )
+
+    async def refresh(self) -> None:
+        stages = range(self._num_stages)
+        found = await asyncio.gather(
+            *(self.directory.get(self.stage_key(stage)) for stage in stages)
+        )
+        self._stages = {
+            stage: {
+                peer: record
+                for peer, entry in entries.items()
+                if (record := _read(entry.value, stage)) is not None
+            }
+            for stage, entries in zip(stages, found, strict=True)
+        }
+
+    async def keep_fresh(self) -> None:
+        """Refreshes for ever."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(self._tuning.directory_refresh_s)
+
+    async def publish(self, peer_id: str, record: PeerRecord) -> None:
+        await self.directory.store(
+            self.stage_key(record.stage),
+            peer_id,
+            asdict(record),
+            expires_in_s=self._tuning.directory_expiry_s,
+        )
+
+
+def _read(value: Any, stage: int) -> PeerRecord | None:
+    """Anybody can write to the directory: what is no record of ours is passed over."""
+    try:
+        record = PeerRecord(**value)
+        right = (
+            record.stage == stage
+            and all(isinstance(t, str) for t in (record.name, record.state))
+            and all(isinstance(n, int) for n in (record.step, record.queue))
+            and isinstance(record.tokens_per_s, float)
+        )
+    except TypeError:
+        return None
+    return record if right else None

@@ -1,0 +1,116 @@
+"""Asks every stage to all-reduce its gradient, and learns from void rounds."""
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.core.closing import Close, most_suspect
+from swarm_jax.core.ledger import ledger_digest
+from swarm_jax.roles.leadership import Leadership, accepted
+from swarm_jax.roles.messages import MalformedHeader, Prepare, Status, read
+
+logger = logging.getLogger(__name__)
+
+VOIDS_BEFORE_LEAVING_OUT = 2
+
+
+class GradientDiverged(Exception):
+    """Every microbatch was finite, but their sum in ``stage`` is not."""
+
+    def __init__(self, stage: int):
+        super().__init__(f"the gradient of stage {stage} is not finite")
+        self.stage = stage
+
+
+class Preparing:
+    """The first half of closing a step (design, section 5, exact prepare).
+
+    Two stage peers may be unable to reach each other for good: after two void rounds
+    the most named peer is left out of the step, and its microbatches run again.
+    """
+
+    def __init__(self, config: ExperimentConfig, leadership: Leadership):
+        self._leadership = leadership
+        self._allreduce_timeout_s = config.tuning.allreduce_timeout_s
+        self.forget()
+
+    async def prepare(self, action: Close, loss_tokens: int) -> float | None:
+        """All-reduces in every stage.
+
+        Returns:
+            The gradient's norm over all stages; None when the round was void.
+
+        Raises:
+            GradientDiverged: The norm is not finite.
+        """
+        groups = {
+            stage: {report.peer: ledger_digest(report.counted) for report in reports}
+            for stage, reports in action.groups.items()
+        }
+        replies = await self._ask_all(action.step, groups, loss_tokens)
+        ready = accepted(replies)
+        for stage, group in groups.items():
+            statuses = {replies.get(peer, {}).get("status") for peer in group}
+            if Status.NONFINITE in statuses:
+                raise GradientDiverged(stage)
+        if missing := {p for group in groups.values() for p in group} - ready:
+            self._void(action.step, missing, replies, groups)
+            return None
+        norms = [
+            read(replies[min(group)], "squared_norm", "float")
+            for group in groups.values()
+        ]
+        return math.sqrt(math.fsum(norms))
+
+    async def _ask_all(
+        self, step: int, groups: Mapping[int, dict[str, str]], loss_tokens: int
+    ) -> dict[str, Mapping[str, Any]]:
+        requests = {
+            peer: Prepare(
+                round=self._leadership.round,
+                step=step,
+                group=group,
+                loss_tokens=loss_tokens,
+            )
+            for group in groups.values()
+            for peer in group
+        }
+        return await self._leadership.ask_each(
+            requests, more_time_s=self._allreduce_timeout_s
+        )
+
+    def _void(
+        self,
+        step: int,
+        missing: set[str],
+        replies: Mapping[str, Mapping[str, Any]],
+        groups: Mapping[int, Mapping[str, str]],
+    ) -> None:
+        self._voids += 1
+        for peer in sorted(missing):
+            self._failures.append((peer, _lacked(replies.get(peer))))
+        logger.warning(
+            "step %d: all-reduce is void, no result from %s",
+            step,
+            ", ".join(peer[-6:] for peer in sorted(missing)),
+        )
+        if self._voids >= VOIDS_BEFORE_LEAVING_OUT:
+            suspect = most_suspect(self._failures, groups, self.left_out)
+            if suspect is not None:
+                logger.warning("step %d is closed without %s", step, suspect[-6:])
+                self.left_out |= {suspect}
+
+    def forget(self) -> None:
+        """The step is committed: nobody is left out of the next one."""
+        self._voids = 0
+        self._failures: list[tuple[str, list[str]]] = []
+        self.left_out: frozenset[str] = frozenset()
+
+
+def _lacked(reply: Mapping[str, Any] | None) -> list[str]:
+    try:
+        return sorted(read(reply or {}, "lacked", "frozenset[str]"))
+    except MalformedHeader:
+        return []

@@ -1,0 +1,221 @@
+"""The receiver's side of a relay: forward, deeper stages, backward, count.
+
+Backpropagation is a nested call (design, section 1): a stage runs forward, calls the
+next stage for the gradient of its output, and runs backward.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from swarm_jax.core.ids import MicrobatchID, Round
+from swarm_jax.core.stage_state import StageState
+from swarm_jax.core.throughput import ThroughputAverage
+from swarm_jax.net.protocols import Message
+from swarm_jax.roles.compute import Abandoned, Backward, Compute, Forward
+from swarm_jax.roles.messages import Relay, Status, refusal
+from swarm_jax.roles.relay import (
+    Answer,
+    ModelDiverged,
+    NextStage,
+    RefusedRound,
+    RelayFailed,
+)
+
+
+class _Count:
+    """Counts one microbatch: ``Count`` of the compute Protocol."""
+
+    def __init__(self, state: StageState, relay: Relay, idle: asyncio.Event):
+        self._state = state
+        self._relay = relay
+        self._idle = idle
+
+    def start(self) -> bool:
+        if not self._state.may_count(self._relay.id, self._relay.round):
+            return False
+        self._state.settling.add(self._relay.id.index)
+        self._idle.clear()
+        return True
+
+    def settle(self, finite: bool, loss_sum: float) -> None:
+        self._state.settling.discard(self._relay.id.index)
+        if finite:
+            self._state.ledger.add(self._relay.id.index, loss_sum)
+        if not self._state.settling:
+            self._idle.set()
+
+
+@dataclass(slots=True)
+class _Work:
+    round: Round
+    task: asyncio.Task
+    superseded: bool = False
+
+    def supersede(self) -> None:
+        self.superseded = True
+        self.task.cancel()
+
+
+class Relaying:
+    """All microbatches that one stage server holds.
+
+    Args:
+        next_stage: None on the last stage.
+    """
+
+    def __init__(
+        self,
+        peer_id: str,
+        state: StageState,
+        compute: Compute,
+        next_stage: NextStage | None,
+    ):
+        self._peer_id = peer_id
+        self._state = state
+        self._compute = compute
+        self._next_stage = next_stage
+        self._orders = itertools.count()
+        self._work: dict[tuple[bool, MicrobatchID], _Work] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.throughput = ThroughputAverage()
+
+    def __len__(self) -> int:
+        return len(self._work)
+
+    async def run(self, relay: Relay, arrays: list[np.ndarray]) -> Message:
+        """Answers one relay request; the newest request for a microbatch wins."""
+        key = (relay.training, relay.id)
+        if older := self._work.get(key):
+            older.supersede()
+        task = asyncio.current_task()
+        work = self._work[key] = _Work(relay.round, task)
+        task.add_done_callback(lambda _: self._forget(key, work))
+        try:
+            return await self._run(relay, arrays)
+        except ModelDiverged as error:
+            return refusal(Status.DIVERGED, stage=error.stage, peers=error.peers)
+        except RefusedRound as error:
+            return refusal(Status.OLD_ROUND, promise=list(error.promise))
+        except RelayFailed:
+            return refusal(Status.NO_ROUTE)
+        except Abandoned:
+            return self._old_round()
+        except asyncio.CancelledError:
+            if not work.superseded:
+                raise
+            return self._old_round()
+
+    def cancel_older_than(self, round_: Round) -> None:
+        for work in list(self._work.values()):
+            if work.round < round_:
+                work.supersede()
+
+    async def settled(self) -> None:
+        """Returns when no gradient is on its way into the sum."""
+        await self._idle.wait()
+
+    def _old_round(self) -> Message:
+        return refusal(Status.OLD_ROUND, promise=list(self._state.promise))
+
+    def _forget(self, key: tuple[bool, MicrobatchID], work: _Work) -> None:
+        if self._work.get(key) is work:
+            del self._work[key]
+
+    async def _run(self, relay: Relay, arrays: list[np.ndarray]) -> Message:
+        loop = asyncio.get_running_loop()
+        start_s = loop.time()
+        order = next(self._orders)
+        targets, x = arrays[0], arrays[1:]
+        if self._next_stage is None:
+            return await self._last_stage(relay, targets, x, order)
+        forward = await self._compute.forward(x, keep=relay.training, order=order)
+        if not forward.finite:
+            return refusal(Status.NONFINITE)
+        sent_s = loop.time()
+        deeper = await self._send_deeper(relay, targets, forward, start_s)
+        deeper_s = loop.time() - sent_s
+        if not relay.training:
+            return self._reply(relay, deeper, [], forward.compute_s, deeper_s)
+        backward = await self._backward(relay, forward, deeper, order)
+        if not backward.finite:
+            return refusal(Status.NONFINITE)
+        compute_s = forward.compute_s + backward.compute_s
+        self.throughput.update(targets.size, compute_s)
+        return self._reply(relay, deeper, backward.grad_x, compute_s, deeper_s)
+
+    async def _last_stage(
+        self, relay: Relay, targets: np.ndarray, x: list[np.ndarray], order: int
+    ) -> Message:
+        if not relay.training:
+            loss_sum = await self._compute.loss(x, targets, order=order)
+            finite, grad_x, compute_s = np.isfinite(loss_sum), [], 0.0
+        else:
+            result = await self._counting(
+                relay,
+                lambda count: self._compute.loss_backward(
+                    x, targets, count=count, order=order
+                ),
+            )
+            loss_sum, finite = result.loss_sum, result.finite
+            grad_x, compute_s = result.grad_x, result.compute_s
+            self.throughput.update(targets.size, compute_s)
+        if not finite:
+            return refusal(Status.NONFINITE)
+        return self._reply(relay, Answer([], loss_sum, []), grad_x, compute_s, 0.0)
+
+    async def _send_deeper(
+        self, relay: Relay, targets: np.ndarray, forward: Forward, start_s: float
+    ) -> Answer:
+        spent_s = asyncio.get_running_loop().time() - start_s
+        deeper = replace(
+            relay,
+            stage=relay.stage + 1,
+            budget_s=max(0.0, relay.budget_s - spent_s),
+        )
+        return await self._next_stage.send(deeper, [targets, *forward.y])
+
+    async def _backward(
+        self, relay: Relay, forward: Forward, deeper: Answer, order: int
+    ) -> Backward:
+        return await self._counting(
+            relay,
+            lambda count: self._compute.backward(
+                forward.residuals, deeper.gradient, count=count, order=order
+            ),
+        )
+
+    async def _counting(
+        self, relay: Relay, backward: Callable[[_Count | None], Awaitable[Backward]]
+    ) -> Backward:
+        """Runs backward, counted unless the microbatch only passes through here."""
+        wanted = self._state.stage in relay.counted_by
+        if not wanted or self._state.has_counted(relay.id):
+            return await backward(None)
+        try:
+            return await backward(_Count(self._state, relay, self._idle))
+        except Abandoned:
+            if not self._state.has_counted(relay.id):
+                raise
+            return await backward(None)
+
+    def _reply(
+        self,
+        relay: Relay,
+        deeper: Answer,
+        grad_x: list[np.ndarray],
+        compute_s: float,
+        deeper_s: float,
+    ) -> Message:
+        hop = {"peer": self._peer_id, "stage": relay.stage, "compute_s": compute_s}
+        header = {
+            "status": Status.OK,
+            "loss_sum": deeper.loss_sum,
+            "deeper_s": deeper_s,
+            "trace": [hop, *deeper.trace],
+        }
+        return Message(header, grad_x)

@@ -1,0 +1,210 @@
+"""Serves one stage of the model to the swarm."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.core.closing import OFFLINE, ONLINE
+from swarm_jax.core.stage_state import StageState
+from swarm_jax.errors import BadMessage
+from swarm_jax.metrics import MetricsWriter
+from swarm_jax.net.protocols import (
+    AllReduce,
+    ArraySpec,
+    Directory,
+    Message,
+    PeerCalls,
+)
+from swarm_jax.roles.compute import Compute
+from swarm_jax.roles.messages import (
+    Collect,
+    Commit,
+    DropSum,
+    FetchState,
+    MalformedHeader,
+    Prepare,
+    Relay,
+    ResyncState,
+    Status,
+    from_header,
+    refusal,
+)
+from swarm_jax.roles.peers import PeerRecord, SwarmView
+from swarm_jax.roles.relay import NextStage
+from swarm_jax.roles.relaying import Relaying
+from swarm_jax.roles.stage_control import StageControl
+
+logger = logging.getLogger(__name__)
+
+
+class StageServer:
+    """One peer of one stage: ``Service`` for its neighbours and the leader.
+
+    Args:
+        config: The experiment.
+        name: For people: shown in metrics and progress.
+        stage: Index of the stage, from 0.
+        compute: The stage's device.
+        metrics: Gets a record per step.
+        authorised: The allow-list: peers it refuses are dropped.
+        on_finished: Called once when the last step is committed.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        *,
+        name: str,
+        stage: int,
+        calls: PeerCalls,
+        directory: Directory,
+        allreduce: AllReduce,
+        compute: Compute,
+        metrics: MetricsWriter,
+        authorised: Callable[[str], bool] = lambda peer: True,
+        on_finished: Callable[[], None] = lambda: None,
+    ):
+        self._config = config
+        self._name = name
+        self._calls = calls
+        self._compute = compute
+        self._metrics = metrics
+        self._authorised = authorised
+        self._on_finished = on_finished
+        self._swarm = config.swarm_fingerprint()
+        shape = (config.swarm.microbatch_size, config.model.sequence_length)
+        self._relay_specs = [("int32", shape), *compute.input_specs]
+        self.state = StageState(stage)
+        self.view = SwarmView(config, directory)
+        self._relaying = Relaying(
+            calls.peer_id, self.state, compute, self._next_stage(config, stage)
+        )
+        self._control = StageControl(
+            config,
+            self.state,
+            calls,
+            allreduce,
+            compute,
+            self.view,
+            self._relaying,
+            self._committed,
+        )
+
+    def _next_stage(self, config: ExperimentConfig, stage: int) -> NextStage | None:
+        if stage == config.swarm.num_stages - 1:
+            return None
+        specs = self._compute.gradient_specs
+        return NextStage(config, stage + 1, self._calls, self.view, specs)
+
+    async def run(self) -> None:
+        """Serves until cancelled."""
+        await self.view.refresh()
+        await self._calls.serve(self)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.view.keep_fresh())
+                tasks.create_task(self._announce())
+        finally:
+            self._control.close()
+
+    async def leave(self) -> None:
+        """Tells the directory that this peer is gone."""
+        await self.view.publish(self._calls.peer_id, self._record(OFFLINE))
+
+    def admit(
+        self, sender: str, header: Mapping[str, Any], specs: Sequence[ArraySpec]
+    ) -> Message | None:
+        if not self._authorised(sender):
+            raise BadMessage(sender, "is not on the allow-list")
+        if header.get("swarm") != self._swarm:
+            return refusal(Status.WRONG_SWARM)
+        try:
+            request = from_header(header)
+        except MalformedHeader as error:
+            raise BadMessage(sender, str(error)) from error
+        if not isinstance(request, Relay):
+            if specs:
+                raise BadMessage(sender, f"{request.op} carries no arrays")
+            return None
+        return self._admit_relay(sender, request, specs)
+
+    def _admit_relay(
+        self, sender: str, relay: Relay, specs: Sequence[ArraySpec]
+    ) -> Message | None:
+        state = self.state
+        if relay.stage != state.stage:
+            return refusal(Status.WRONG_STAGE)
+        if state.state != ONLINE:
+            return refusal(Status.NOT_ONLINE)
+        if relay.round < state.promise:
+            return refusal(Status.OLD_ROUND, promise=list(state.promise))
+        if relay.id.step != state.step:
+            return refusal(Status.WRONG_STEP, step=state.step)
+        if list(specs) != self._relay_specs:
+            raise BadMessage(
+                sender,
+                f"sent {list(specs)} to stage {state.stage}, which takes "
+                f"{self._relay_specs}: is its config the same?",
+            )
+        if relay.training and relay.id.index >= self._config.microbatches_per_step:
+            raise BadMessage(sender, f"there is no microbatch {relay.id.index}")
+        if len(self._relaying) >= self._config.tuning.max_queue:
+            return refusal(Status.BUSY)
+        return None
+
+    async def handle(self, sender: str, message: Message) -> Message:
+        match request := from_header(message.header):
+            case Relay():
+                return await self._relay(sender, request, message)
+            case Collect():
+                return await self._control.collect(request)
+            case DropSum():
+                return await self._control.drop(request)
+            case Prepare():
+                return await self._control.prepare(request)
+            case Commit():
+                return await self._control.commit(request)
+            case ResyncState():
+                return await self._control.resync(request)
+            case FetchState():
+                return await self._control.give_state(request)
+
+    async def _relay(self, sender: str, relay: Relay, message: Message) -> Message:
+        """Checks again what may have changed while the body arrived, and runs."""
+        specs = self._relay_specs
+        if refused := self._admit_relay(sender, relay, specs):
+            return refused
+        tokens = message.arrays[:2] if self.state.stage == 0 else message.arrays[:1]
+        if any(t.max() >= self._config.model.vocab_size for t in tokens):
+            raise BadMessage(sender, "sent a token outside the vocabulary")
+        self.state.promise_to(relay.round)
+        return await self._relaying.run(relay, list(message.arrays))
+
+    async def _announce(self) -> None:
+        while True:
+            await self.view.publish(self._calls.peer_id, self._record(self.state.state))
+            await asyncio.sleep(self._config.tuning.directory_refresh_s)
+
+    def _record(self, state: str) -> PeerRecord:
+        return PeerRecord(
+            name=self._name,
+            stage=self.state.stage,
+            state=state,
+            step=self.state.step,
+            queue=len(self._relaying),
+            tokens_per_s=self._relaying.throughput.tokens_per_s or 0.0,
+        )
+
+    def _committed(self, counted: int) -> None:
+        self._metrics.write(
+            step=self.state.step,
+            stage=self.state.stage,
+            peer=self._calls.peer_id,
+            microbatches_counted=counted,
+            tokens_per_s=self._relaying.throughput.tokens_per_s or 0.0,
+            lineage=self.state.lineage,
+        )
+        if self.state.step == self._config.steps:
+            self._on_finished()

@@ -1,0 +1,108 @@
+"""Feeds and closes the steps of a swarm; stands by while another trainer leads."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.metrics import MetricsWriter
+from swarm_jax.net.protocols import Directory, PeerCalls
+from swarm_jax.roles.feeding import Data, Feeder
+from swarm_jax.roles.journal import Journal, Totals
+from swarm_jax.roles.leader import Leader
+from swarm_jax.roles.leadership import Deposed, Leadership
+from swarm_jax.roles.lease import Lease
+from swarm_jax.roles.peers import SwarmView
+from swarm_jax.roles.relay import NextStage
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Holds nothing that cannot be recomputed: it may die at any time.
+
+    Args:
+        config: The experiment.
+        data: Tokens by microbatch id.
+        steps: Gets a record per step that this trainer closes.
+        swarm: Gets a record per second.
+        learning_rate: Of a step, counted from 0; for the records.
+        server_command: The command that starts a peer of a stage, for people.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        *,
+        calls: PeerCalls,
+        directory: Directory,
+        data: Data,
+        steps: MetricsWriter,
+        swarm: MetricsWriter,
+        learning_rate: Callable[[int], float],
+        server_command: Callable[[int], str],
+    ):
+        self._config = config
+        self._calls = calls
+        self._data = data
+        self._server_command = server_command
+        self._view = SwarmView(config, directory)
+        self._journal = Journal(
+            config, self._view, steps=steps, swarm=swarm, learning_rate=learning_rate
+        )
+        self._lease = Lease(
+            config,
+            directory,
+            key=f"{self._view.prefix}.trainer",
+            trainer=calls.peer_id,
+            data_digest=data.digest,
+        )
+
+    @property
+    def totals(self) -> Totals:
+        return self._journal.totals
+
+    async def run(self) -> Totals:
+        """Leads, or stands by, until the run is finished.
+
+        Raises:
+            Diverged: The model gave non-finite values and the config says stop.
+            ConfigError: Another trainer of this swarm has other data.
+        """
+        await self._view.refresh()
+        background = [
+            asyncio.ensure_future(self._view.keep_fresh()),
+            asyncio.ensure_future(self._journal.watch()),
+        ]
+        try:
+            while True:
+                number = await self._lease.acquire()
+                try:
+                    await self._lead(number)
+                    return self.totals
+                except Deposed as error:
+                    logger.warning("another trainer leads: %s", error)
+                    self._lease.saw(error.promise.number)
+        finally:
+            for task in background:
+                task.cancel()
+
+    async def _lead(self, number: int) -> None:
+        first_stage = NextStage(self._config, 0, self._calls, self._view, [])
+        leader = Leader(
+            self._config,
+            leadership=Leadership(
+                self._config, self._calls, self._calls.peer_id, number
+            ),
+            view=self._view,
+            data=self._data,
+            feeder=Feeder(self._config, self._data, first_stage),
+            journal=self._journal,
+            server_command=self._server_command,
+        )
+        renewal = asyncio.ensure_future(self._lease.keep(number))
+        try:
+            await leader.lead()
+        finally:
+            renewal.cancel()
+            await self._lease.release(number)

@@ -1,0 +1,109 @@
+"""A whole swarm in one event loop: real roles over the in-process network.
+
+With ``sim.clock.run_virtual`` it runs on virtual time, so that timeouts, heartbeats and
+bans cost nothing and every run is the same.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.net.local import LocalNetwork
+from swarm_jax.roles.compute import Compute
+from swarm_jax.roles.feeding import Data
+from swarm_jax.roles.journal import Totals
+from swarm_jax.roles.stage_server import StageServer
+from swarm_jax.roles.trainer import Trainer
+
+
+class Records(list):
+    """Metrics kept in memory."""
+
+    def write(self, **record: Any) -> None:
+        self.append(record)
+
+
+class LocalSwarm:
+    """Stage servers and one trainer.
+
+    Args:
+        make_compute: Gives the device of a new peer of a stage.
+        peers_per_stage: How many peers each stage starts with.
+
+    Attributes:
+        servers: Every server ever started, by peer id ("stage0-0", ...).
+        steps: Records of the trainer, one per step.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        *,
+        data: Data,
+        make_compute: Callable[[int], Compute],
+        peers_per_stage: Sequence[int],
+        network: LocalNetwork | None = None,
+    ):
+        self.config = config
+        self.network = network or LocalNetwork(heartbeat_s=config.tuning.heartbeat_s)
+        self.servers: dict[str, StageServer] = {}
+        self.computes: dict[str, Compute] = {}
+        self.peer_steps: dict[str, Records] = {}
+        self.steps = Records()
+        self.seconds = Records()
+        self._data = data
+        self._make_compute = make_compute
+        self._peers_per_stage = peers_per_stage
+        self._tasks: dict[str, asyncio.Task] = {}
+        self.trainer: Trainer | None = None
+
+    async def run(self) -> Totals:
+        """Starts everybody, trains to the end, stops everybody."""
+        for stage, count in enumerate(self._peers_per_stage):
+            for _ in range(count):
+                self.start_peer(stage)
+        try:
+            return await self._train()
+        finally:
+            for peer in list(self._tasks):
+                await self.kill(peer)
+
+    def start_peer(self, stage: int) -> str:
+        """Starts one more peer of a stage; returns its id."""
+        number = sum(s.state.stage == stage for s in self.servers.values())
+        peer = f"stage{stage}-{number}"
+        compute = self.computes[peer] = self._make_compute(stage)
+        self.peer_steps[peer] = Records()
+        server = self.servers[peer] = StageServer(
+            self.config,
+            name=peer,
+            stage=stage,
+            calls=self.network.calls(peer),
+            directory=self.network.directory(),
+            allreduce=self.network.allreduce(peer),
+            compute=compute,
+            metrics=self.peer_steps[peer],
+        )
+        self._tasks[peer] = asyncio.ensure_future(server.run())
+        return peer
+
+    async def kill(self, peer: str) -> None:
+        """Ends a peer as SIGKILL would: nothing is said, nothing is handed over."""
+        self.network.kill(peer)
+        task = self._tasks.pop(peer)
+        task.cancel()
+        await asyncio.wait([task])
+
+    async def _train(self) -> Totals:
+        self.trainer = Trainer(
+            self.config,
+            calls=self.network.calls("trainer"),
+            directory=self.network.directory(),
+            data=self._data,
+            steps=self.steps,
+            swarm=self.seconds,
+            learning_rate=lambda step: 0.0,
+            server_command=lambda stage: f"start a peer of stage {stage}",
+        )
+        return await self.trainer.run()
