@@ -1,0 +1,186 @@
+"""The step protocol's decisions, rule by rule."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarm_jax.core.closing import (
+    DRAINING,
+    JOINING,
+    ONLINE,
+    Close,
+    CommitRecord,
+    CommitRest,
+    Done,
+    Drop,
+    Feed,
+    Report,
+    Resync,
+    Wait,
+    most_suspect,
+    next_action,
+)
+from swarm_jax.core.ledger import audit
+
+STAGES, STEPS, MICROBATCHES = 2, 10, 4
+WHOLE = frozenset(range(MICROBATCHES))
+
+
+def report(peer: str, stage: int, counted=(), step: int = 3, **fields) -> Report:
+    fields = {"state": ONLINE, "lineage": f"step {step}"} | fields
+    return Report(
+        peer=peer, stage=stage, step=step, counted=frozenset(counted), **fields
+    )
+
+
+def decide(*reports: Report, left_out=frozenset()):
+    return next_action(
+        reports,
+        num_stages=STAGES,
+        steps=STEPS,
+        microbatches=MICROBATCHES,
+        left_out=left_out,
+    )
+
+
+def test_a_stage_without_a_peer_is_named():
+    assert decide(report("a", 0)) == Wait((1,), "no live peer")
+    joining = report("b", 1, state=JOINING)
+    assert decide(report("a", 0), joining).stages == (1,)
+
+
+def test_only_what_a_stage_lacks_is_fed_to_it():
+    action = decide(report("a", 0, [0, 1]), report("b", 0, [2]), report("c", 1, WHOLE))
+    assert action == Feed(3, {3: frozenset({0})})
+
+
+def test_a_draining_peer_still_counts():
+    action = decide(report("a", 0, WHOLE, state=DRAINING), report("b", 1, WHOLE))
+    assert isinstance(action, Close)
+
+
+def test_of_an_overlap_the_smaller_sum_is_dropped():
+    action = decide(
+        report("a", 0, [0, 1]), report("b", 0, [1, 2, 3]), report("c", 1, WHOLE)
+    )
+    assert action == Drop(3, "a")
+
+
+def test_a_step_is_closed_with_all_peers_idle_ones_too():
+    action = decide(report("a", 0, WHOLE), report("b", 0), report("c", 1, WHOLE))
+    assert isinstance(action, Close)
+    assert [r.peer for r in action.groups[0]] == ["a", "b"]
+
+
+def test_a_peer_left_out_is_neither_waited_for_nor_counted():
+    action = decide(
+        report("a", 0, [0, 1]),
+        report("b", 0, [2, 3]),
+        report("c", 1, WHOLE),
+        left_out=frozenset({"b"}),
+    )
+    assert action == Feed(3, {2: frozenset({0}), 3: frozenset({0})})
+
+
+def test_a_stage_is_never_left_empty_by_leaving_peers_out():
+    action = decide(
+        report("a", 0, WHOLE), report("c", 1, WHOLE), left_out=frozenset({"a"})
+    )
+    assert isinstance(action, Close)
+
+
+def test_stale_peers_resync_when_their_stage_has_a_current_one():
+    old = report("b", 0, step=1)
+    assert decide(report("a", 0), old, report("c", 1)) == Resync(("b",))
+
+
+def test_the_rarer_lineage_resyncs():
+    odd = report("b", 0, lineage="other")
+    action = decide(report("a", 0), odd, report("c", 0), report("d", 1))
+    assert action == Resync(("b",))
+
+
+def test_when_some_stages_have_committed_the_others_must_follow():
+    record = CommitRecord(2, 1.5)
+    ahead = report("a", 0, last_commit=record)
+    ready = report("b", 1, WHOLE, step=2, prepared_step=2)
+    assert decide(ahead, ready) == CommitRest(record, ("b",))
+
+
+def test_nothing_is_committed_without_the_record_of_that_very_step():
+    ready = report("b", 1, WHOLE, step=2, prepared_step=2)
+    for record in (None, CommitRecord(1, 1.5)):
+        action = decide(report("a", 0, last_commit=record), ready)
+        assert isinstance(action, Wait) and action.stages == (1,)
+
+
+def test_nothing_is_committed_across_two_steps():
+    ahead = report("a", 0, step=4, last_commit=CommitRecord(3, 1.5))
+    behind = report("b", 1, WHOLE, step=2, prepared_step=2)
+    action = decide(ahead, behind)
+    assert isinstance(action, Wait) and "step 4" in action.reason
+
+
+def test_a_skipped_step_needs_no_prepared_gradient_to_follow():
+    record = CommitRecord(2, None)
+    action = decide(report("a", 0, last_commit=record), report("b", 1, step=2))
+    assert action == CommitRest(record, ("b",))
+
+
+def test_a_stage_that_lost_the_prepared_gradient_is_named():
+    ahead = report("a", 0, last_commit=CommitRecord(2, 1.5))
+    action = decide(ahead, report("b", 1, [0], step=2))
+    assert isinstance(action, Wait) and action.stages == (1,)
+
+
+def test_done_only_when_every_stage_is():
+    last = [report("a", 0, step=STEPS), report("b", 1, step=STEPS)]
+    assert decide(*last) == Done()
+    behind = replace(last[1], step=STEPS - 1, prepared_step=STEPS - 1)
+    ahead = replace(last[0], last_commit=CommitRecord(STEPS - 1, 1.0))
+    assert isinstance(decide(ahead, behind), CommitRest)
+
+
+@given(
+    st.lists(
+        st.builds(
+            report,
+            st.sampled_from("abcdef"),
+            st.integers(0, 2),
+            st.frozensets(st.integers(0, MICROBATCHES - 1)),
+            step=st.integers(0, 3),
+            state=st.sampled_from([ONLINE, JOINING, DRAINING]),
+            lineage=st.sampled_from(["x", "y"]),
+            prepared_step=st.none() | st.integers(0, 3),
+            last_commit=st.none()
+            | st.builds(CommitRecord, st.integers(0, 3), st.none() | st.just(1.0)),
+        ),
+        max_size=6,
+        unique_by=lambda r: r.peer,
+    )
+)
+def test_whatever_is_reported_only_exact_steps_are_closed(reports):
+    action = decide(*reports)
+    match action:
+        case Close(step, groups):
+            counted = {s: [r.counted for r in group] for s, group in groups.items()}
+            assert audit(counted, MICROBATCHES).exact
+            assert {r.step for group in groups.values() for r in group} == {step}
+        case CommitRest(record, peers):
+            by_name = {r.peer: r for r in reports}
+            assert {by_name[p].step for p in peers} == {record.step}
+        case Resync(peers):
+            serving = [r for r in reports if r.state in (ONLINE, DRAINING)]
+            for stage in range(STAGES):
+                assert {r.peer for r in serving if r.stage == stage} - set(peers)
+    assert decide(*reversed(reports)) == action
+
+
+def test_the_most_named_peer_of_a_stage_with_a_spare_is_suspected():
+    groups = {0: ["a", "b"], 1: ["c"]}
+    failures = [("a", ["b"]), ("a", ["b"]), ("c", []), ("c", [])]
+    assert most_suspect(failures, groups, frozenset()) in ("a", "b")
+    assert most_suspect([("b", [])], groups, frozenset()) == "b"
+    assert most_suspect([("c", [])], groups, frozenset()) is None
+    assert most_suspect([("b", [])], groups, frozenset({"a"})) is None

@@ -1,0 +1,56 @@
+"""Promises, counting rights and lineages."""
+
+from swarm_jax.core.closing import JOINING, CommitRecord
+from swarm_jax.core.ids import MicrobatchID, Round
+from swarm_jax.core.stage_state import StageState
+
+OLD, NEW = Round(1, "b", 9), Round(2, "a", 0)
+
+
+def test_answering_a_round_refuses_older_ones():
+    state = StageState(0)
+    assert state.promise_to(NEW)
+    assert not state.promise_to(OLD)
+    assert state.promise_to(NEW)
+    assert not state.may_count(MicrobatchID(0, 0), OLD)
+    assert state.may_count(MicrobatchID(0, 0), NEW)
+
+
+def test_terms_with_the_same_number_are_still_ordered():
+    assert Round(1, "a", 99) < Round(1, "b", 0) < Round(2, "a", 0)
+
+
+def test_an_id_on_its_way_into_the_sum_is_not_counted_again():
+    state = StageState(0)
+    id_ = MicrobatchID(0, 5)
+    assert state.may_count(id_, NEW)
+    state.settling.add(5)
+    assert not state.may_count(id_, NEW)
+    state.settling.discard(5)
+    state.ledger.add(5, 0.0)
+    assert not state.may_count(id_, NEW)
+
+
+def test_nothing_is_counted_for_another_step_or_while_joining():
+    state = StageState(0)
+    assert not state.may_count(MicrobatchID(1, 0), NEW)
+    state.state = JOINING
+    assert not state.may_count(MicrobatchID(0, 0), NEW)
+
+
+def test_lineages_agree_exactly_when_the_gradients_did():
+    same, equal, other = (StageState(0) for _ in range(3))
+    for state, gradient in ((same, b"g"), (equal, b"g"), (other, b"h")):
+        state.prepare([gradient])
+        state.commit(1.0)
+    assert same.lineage == equal.lineage != other.lineage
+    assert same.step == 1 and same.last_commit == CommitRecord(0, 1.0)
+
+
+def test_a_commit_clears_and_a_skip_needs_no_gradient():
+    state = StageState(0)
+    state.ledger.add(0, 1.0)
+    assert not state.can_commit
+    state.commit(None)
+    assert state.step == 1 and len(state.ledger) == 0
+    assert state.last_commit == CommitRecord(0, None)
