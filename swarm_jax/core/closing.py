@@ -92,9 +92,9 @@ class Resync:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing can be done before ``stage`` gets a peer with the right state."""
+    """Nothing can be done before each of ``stages`` gets a peer with the right state."""
 
-    stage: int
+    stages: tuple[int, ...]
     reason: str
 
 
@@ -123,9 +123,8 @@ def next_action(
         left_out: Peers that this step is closed without.
     """
     stages = _serving(reports, num_stages)
-    for stage, peers in stages.items():
-        if not peers:
-            return Wait(stage, "has no live peer")
+    if empty := tuple(stage for stage, peers in stages.items() if not peers):
+        return Wait(empty, "no live peer")
     newest = {stage: max(p.step for p in peers) for stage, peers in stages.items()}
     low, high = min(newest.values()), max(newest.values())
     if low < high:
@@ -168,8 +167,8 @@ def _finish_commit(
     }
     if high - low > 1 or not records:
         return Wait(
-            behind[0],
-            f"has no peer with the state of step {high} (its newest is at step {low})",
+            tuple(behind),
+            f"no peer with the state of step {high} (the newest is at step {low})",
         )
     record = min(records, key=repr)
     skipped = record.gradient_norm is None
@@ -177,13 +176,11 @@ def _finish_commit(
         stage: [p for p in stages[stage] if skipped or p.prepared_step == low]
         for stage in behind
     }
-    for stage, peers in ready.items():
-        if not peers:
-            return Wait(
-                stage,
-                f"has no peer with the gradient of step {low}, which other stages have "
-                "applied already",
-            )
+    if unready := tuple(stage for stage, peers in ready.items() if not peers):
+        return Wait(
+            unready,
+            f"no peer with the gradient of step {low}, which other stages have applied",
+        )
     return CommitRest(record, tuple(p.peer for peers in ready.values() for p in peers))
 
 

@@ -136,9 +136,9 @@ class LocalCalls:
 
     def _finished(self, task: asyncio.Task) -> None:
         sender, answer = self._incoming.pop(task, ("", None))
-        error = None if task.cancelled() else task.exception()
-        if answer is None or task.cancelled():
+        if answer is None:
             return
+        error = RuntimeError("cancelled") if task.cancelled() else task.exception()
         if isinstance(error, BadMessage):
             self._drop(sender, error, answer)
         elif error is not None:
