@@ -1,0 +1,204 @@
+"""What the terminal shows while a run goes on.
+
+The trainer writes two files into ``metrics/``: ``trainer.jsonl``, a line per step, and
+``swarm.jsonl``, about a line per second::
+
+    {"time_s": 12.0, "step": 17, "steps": 200,
+     "answered": 5, "microbatches_per_step": 8,
+     "stages": [{"stage": 0, "peers": [{"peer": "12D3..", "state": "ONLINE",
+                 "queue": 3, "tokens_per_s": 812.0, "step": 17}]}],
+     "waiting": null}
+
+``tokens_per_s`` of a peer is null until it has been measured; ``waiting`` is a sentence
+that names what is missing and the command that brings it.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_PERIOD_S = 5.0
+"""How often a line is printed where there is no terminal."""
+
+SERVING_STATES = ("ONLINE",)
+
+
+class Follower:
+    """Reads a growing JSON-lines file: each complete line once, when it is there."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            complete, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(complete) + len(newline)
+        return [json.loads(line) for line in complete.splitlines()]
+
+
+class RunView:
+    """What is known of a run, from its metrics files.
+
+    Args:
+        steps: Steps that the run will take.
+        headline: Shown until the first step, for example where the logs are.
+    """
+
+    def __init__(self, steps: int, headline: str):
+        self.steps = steps
+        self.headline = headline
+        self.trainer: dict[str, Any] = {}
+        self.swarm: dict[str, Any] = {}
+        self.validation_loss: float | None = None
+        self.notices: list[str] = []
+        self._expected = 0
+        self._counted = 0
+
+    def add_step(self, record: dict[str, Any]) -> None:
+        """Takes a line of trainer.jsonl."""
+        self.trainer = record
+        self.validation_loss = record.get("validation_loss", self.validation_loss)
+        self._expected += record["microbatches_expected"]
+        self._counted += record["microbatches_counted_once"]
+
+    @property
+    def waiting(self) -> str | None:
+        return self.swarm.get("waiting")
+
+    def step_line(self) -> str:
+        """Step, losses, speed and share of microbatches counted, in one line."""
+        if not self.trainer:
+            return self.headline
+        parts = [
+            f"step {self.trainer['step']}/{self.steps}",
+            f"loss {self.trainer['train_loss']:.4f}",
+        ]
+        if self.validation_loss is not None:
+            parts.append(f"validation loss {self.validation_loss:.4f}")
+        parts.append(f"{self.trainer['tokens_per_s']:,.0f} tokens/s")
+        parts.append(f"counted {100 * self._counted / self._expected:.2f} %")
+        return "  ".join(parts)
+
+    def peers_line(self) -> str:
+        """Serving peers of each stage, for example ``peers 2+2+1``."""
+        stages = self.swarm.get("stages", ())
+        return "peers " + "+".join(str(_serving(stage)) for stage in stages)
+
+
+def render(view: RunView) -> RenderableType:
+    """The live picture: a bar, a line, a row per stage, what is wrong."""
+    parts: list[RenderableType] = [
+        ProgressBar(total=view.steps, completed=view.trainer.get("step", 0), width=60),
+        Text(view.step_line()),
+    ]
+    if view.swarm:
+        answered, total = view.swarm["answered"], view.swarm["microbatches_per_step"]
+        parts.append(Text(f"this step: {answered} of {total} microbatches answered"))
+        parts.append(_stage_table(view.swarm["stages"]))
+    parts.extend(Text(notice, style="red") for notice in view.notices)
+    if view.waiting:
+        parts.append(Text(view.waiting, style="bold yellow"))
+    return Group(*parts)
+
+
+class Display:
+    """Keeps the terminal up to date; a context manager.
+
+    Args:
+        view: Filled from the files by ``update``.
+        metrics_dir: The run's ``metrics`` folder.
+        console: A terminal gets a live picture, anything else a line now and then.
+    """
+
+    def __init__(self, view: RunView, metrics_dir: Path, console: Console):
+        self._view = view
+        self._console = console
+        self._steps = Follower(metrics_dir / "trainer.jsonl")
+        self._swarm = Follower(metrics_dir / "swarm.jsonl")
+        self._printed: dict[str, str] = {}
+        self._next_line_s = 0.0
+        self._live: Live | None = None
+        if console.is_terminal:
+            self._live = Live(
+                console=console, get_renderable=lambda: render(view), transient=False
+            )
+
+    def __enter__(self) -> "Display":
+        self._context().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.update(final=True)
+        self._context().__exit__(*exception)
+
+    def update(self, final: bool = False) -> None:
+        """Reads what is new; prints it if there is no terminal."""
+        for record in self._steps.read():
+            self._view.add_step(record)
+        for record in self._swarm.read():
+            self._view.swarm = record
+        if self._live is None:
+            self._print_lines(final)
+
+    def notice(self, text: str) -> None:
+        """Shows, from now on, that something is wrong."""
+        self._view.notices.append(text)
+        if self._live is None:
+            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def _context(self) -> AbstractContextManager:
+        return self._live or nullcontext()
+
+    def _print_lines(self, final: bool) -> None:
+        self._print_if_new("waiting", self._view.waiting or "")
+        if final or time.monotonic() >= self._next_line_s:
+            self._next_line_s = time.monotonic() + PLAIN_PERIOD_S
+            line = self._view.step_line()
+            if self._view.swarm:
+                line += "  " + self._view.peers_line()
+            self._print_if_new("step", line)
+
+    def _print_if_new(self, kind: str, line: str) -> None:
+        if line and self._printed.get(kind) != line:
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self._printed[kind] = line
+
+
+def _stage_table(stages: Sequence[dict[str, Any]]) -> Table:
+    table = Table("stage", "peers", "queue", "tokens/s", "each peer")
+    for stage in stages:
+        peers = stage["peers"]
+        measured = [p["tokens_per_s"] for p in peers if p["tokens_per_s"] is not None]
+        table.add_row(
+            str(stage["stage"]),
+            str(_serving(stage)),
+            str(sum(peer["queue"] for peer in peers)),
+            f"{sum(measured):,.0f}" if measured else "-",
+            ", ".join(_peer_text(peer) for peer in peers),
+        )
+    return table
+
+
+def _peer_text(peer: dict[str, Any]) -> str:
+    """The end of the peer id tells peers apart; the beginning is the same for all."""
+    speed = peer["tokens_per_s"]
+    text = f"..{peer['peer'][-5:]} step {peer['step']}"
+    text += "" if speed is None else f" {speed:,.0f}/s"
+    return text if peer["state"] in SERVING_STATES else f"{text} {peer['state']}"
+
+
+def _serving(stage: dict[str, Any]) -> int:
+    return sum(peer["state"] in SERVING_STATES for peer in stage["peers"])

@@ -1,0 +1,48 @@
+"""The table at the end of a run, from ``summary.json``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from swarm_jax.metrics import write_json
+
+ROWS = (
+    ("steps", "steps", "{:,}"),
+    ("final train loss", "final_train_loss", "{:.4f}"),
+    ("validation loss", "validation_loss", "{:.4f}"),
+    ("  of a bigram model", "bigram_loss", "{:.4f}"),
+    ("tokens per second", "tokens_per_s", "{:,.0f}"),
+    ("microbatches expected", "microbatches_expected", "{:,}"),
+    ("  counted once", "microbatches_counted_once", "{:,}"),
+    ("  lost", "microbatches_lost", "{:,}"),
+    ("  counted twice", "microbatches_counted_twice", "{:,}"),
+    ("wall time", "wall_s", "{:.1f} s"),
+)
+"""Label, key and format; losses are nats per token. Absent keys are left out."""
+
+
+def finish_summary(workdir: Path, wall_s: float) -> dict[str, Any]:
+    """Puts the wall time that the user saw into the trainer's ``summary.json``.
+
+    The trainer's own is shorter: it does not know of the processes started before it.
+    """
+    path = workdir / "summary.json"
+    summary = json.loads(path.read_text()) | {"wall_s": wall_s}
+    write_json(path, summary)
+    return summary
+
+
+def summary_table(summary: dict[str, Any], workdir: Path) -> Table:
+    """The summary for people, with where the files are."""
+    table = Table(show_header=False, title="Summary", title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, key, form in ROWS:
+        if summary.get(key) is not None:
+            table.add_row(label, form.format(summary[key]))
+    table.add_row("summary", str(workdir / "summary.json"))
+    table.add_row("metrics", str(workdir / "metrics"))
+    table.add_row("logs", str(workdir / "logs"))
+    return table

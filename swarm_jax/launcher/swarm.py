@@ -1,0 +1,192 @@
+"""One run on one machine: a bootstrap, stage servers and a trainer, until its end."""
+
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from swarm_jax.errors import ConfigError
+from swarm_jax.launcher.environment import peer_environments, process_environment
+from swarm_jax.launcher.flags import EXIT_BAD_INPUT
+from swarm_jax.launcher.processes import (
+    Child,
+    ProcessDied,
+    Processes,
+    describe_exit,
+    module_command,
+    tail,
+    wait_ready,
+)
+from swarm_jax.launcher.progress import Display, RunView
+from swarm_jax.launcher.summary import finish_summary, summary_table
+from swarm_jax.metrics import make_workdir
+
+LOOPBACK = ("--host_maddrs", "/ip4/127.0.0.1/tcp/0")
+BOOTSTRAP_TIMEOUT_S = 120.0
+REFRESH_S = 0.2
+
+RUN_OUTPUT = ("metrics", "logs", "bootstrap.json", "summary.json", "config.json")
+"""What a run writes into its folder, and all that ``--overwrite`` removes from it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalSwarm:
+    """What to start.
+
+    Attributes:
+        experiment: Arguments that name the experiment: ``--config FILE ...``.
+        num_stages, steps: Of that experiment.
+        workdir: Run folder.
+        cache_dir: Corpora and compiled programs, kept between runs.
+        peers_per_stage: Stage servers of each stage.
+        device: Key of ``flags.PLATFORMS``.
+    """
+
+    experiment: Sequence[str]
+    num_stages: int
+    steps: int
+    workdir: Path
+    cache_dir: Path
+    peers_per_stage: int = 2
+    device: str = "cpu"
+
+    def run(self, console: Console) -> None:
+        """Trains to the end, then prints the summary. Leaves no process behind.
+
+        Raises:
+            ProcessDied: The bootstrap or the trainer ended before the run did, or a
+                stage server could not start.
+        """
+        started_s = time.monotonic()
+        _exit_on(signal.SIGTERM, signal.SIGHUP)
+        with Processes(self.workdir / "logs") as processes:
+            bootstrap, initial_peers = self._start_bootstrap(processes)
+            servers = self._start_servers(processes, initial_peers)
+            trainer = self._start_trainer(processes, initial_peers)
+            self._watch(bootstrap, servers, trainer, console)
+        if not (self.workdir / "summary.json").exists():
+            raise ProcessDied(f"No summary was written.\n{trainer.obituary()}")
+        summary = finish_summary(self.workdir, time.monotonic() - started_s)
+        console.print(summary_table(summary, self.workdir))
+
+    def _start_bootstrap(self, processes: Processes) -> tuple[Child, list[str]]:
+        ready_file = self.workdir / "bootstrap.json"
+        arguments = [*self.experiment, *LOOPBACK, "--ready_file", str(ready_file)]
+        bootstrap = processes.start(
+            "bootstrap",
+            module_command("scripts.run_dht", arguments),
+            process_environment(self.cache_dir),
+        )
+        ready = wait_ready(bootstrap, ready_file, BOOTSTRAP_TIMEOUT_S)
+        return bootstrap, ready["initial_peers"]
+
+    def _start_servers(
+        self, processes: Processes, initial_peers: Sequence[str]
+    ) -> list[Child]:
+        peers = self.num_stages * self.peers_per_stage
+        environments = peer_environments(self.device, peers, self.cache_dir)
+        servers = []
+        for index, environment in enumerate(environments):
+            stage, replica = divmod(index, self.peers_per_stage)
+            name = f"stage{stage}-{replica}"
+            arguments = [
+                *self._worker_arguments(name, initial_peers),
+                *("--stage", str(stage), "--device", self.device),
+            ]
+            command = module_command("scripts.run_server", arguments)
+            servers.append(processes.start(name, command, environment))
+        return servers
+
+    def _start_trainer(
+        self, processes: Processes, initial_peers: Sequence[str]
+    ) -> Child:
+        arguments = [
+            *self._worker_arguments("trainer", initial_peers),
+            *("--device", "cpu", "--cache_dir", str(self.cache_dir)),
+        ]
+        return processes.start(
+            "trainer",
+            module_command("scripts.run_trainer", arguments),
+            process_environment(self.cache_dir),
+        )
+
+    def _worker_arguments(self, name: str, initial_peers: Sequence[str]) -> list[str]:
+        return [
+            *self.experiment,
+            *("--initial_peers", *initial_peers),
+            *LOOPBACK,
+            *("--workdir", str(self.workdir), "--name", name),
+        ]
+
+    def _watch(
+        self,
+        bootstrap: Child,
+        servers: Sequence[Child],
+        trainer: Child,
+        console: Console,
+    ) -> None:
+        """Shows progress until the trainer has ended well."""
+        headline = f"starting {len(servers)} stage servers and a trainer; logs: "
+        view = RunView(self.steps, headline + str(self.workdir / "logs"))
+        reported: set[str] = set()
+        with Display(view, self.workdir / "metrics", console) as display:
+            while trainer.exit_code is None:
+                if bootstrap.exit_code is not None:
+                    raise ProcessDied(bootstrap.obituary())
+                for server in servers:
+                    if server.exit_code is not None and server.name not in reported:
+                        reported.add(server.name)
+                        display.notice(_server_ended(server))
+                display.update()
+                time.sleep(REFRESH_S)
+        if trainer.exit_code != 0:
+            raise ProcessDied(trainer.obituary())
+
+
+def prepare_workdir(workdir: Path, overwrite: bool) -> None:
+    """Makes the run folder; an earlier run in it is removed only when told to.
+
+    What a start that came to nothing left behind is no run: it has no metrics.
+
+    Raises:
+        ConfigError: An earlier run is there, or the folder cannot be written to.
+    """
+    make_workdir(workdir)
+    metrics = workdir / "metrics" / "trainer.jsonl"
+    if metrics.exists() and metrics.stat().st_size and not overwrite:
+        raise ConfigError(
+            f"{workdir} holds an earlier run, and nothing was touched. Choose another "
+            "folder with --workdir, or replace that run with --overwrite"
+        )
+    for path in (workdir / name for name in RUN_OUTPUT):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _server_ended(server: Child) -> str:
+    """One line on a dead server; training goes on without it.
+
+    Raises:
+        ProcessDied: It could not start, for a reason that its user can mend.
+    """
+    if server.exit_code == EXIT_BAD_INPUT:
+        raise ProcessDied(server.obituary())
+    last_line = tail(server.log).splitlines()[-1]
+    how = describe_exit(server.exit_code)
+    return f"{server.name} {how}, training goes on: {last_line} ({server.log})"
+
+
+def _exit_on(*signals: signal.Signals) -> None:
+    """Turns signals into SystemExit, so that ``with`` blocks clean up."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for number in signals:
+        signal.signal(number, leave)

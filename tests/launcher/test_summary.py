@@ -1,0 +1,38 @@
+"""The table at the end of a run."""
+
+import io
+import json
+
+from rich.console import Console
+
+from swarm_jax.launcher.summary import finish_summary, summary_table
+
+
+def test_wall_time_is_replaced_and_nothing_else(tmp_path):
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps({"steps": 5, "wall_s": 1.0, "extra": "kept"}))
+    summary = finish_summary(tmp_path, 12.5)
+    assert summary == {"steps": 5, "wall_s": 12.5, "extra": "kept"}
+    assert json.loads(path.read_text()) == summary
+
+
+def test_bigram_loss_stands_beside_validation_loss_and_absent_rows_are_left_out(
+    tmp_path,
+):
+    summary = {
+        "steps": 200,
+        "validation_loss": 1.61803,
+        "bigram_loss": 2.71828,
+        "microbatches_lost": 0,
+        "final_train_loss": None,
+        "wall_s": 61.0,
+    }
+    console = Console(file=io.StringIO(), width=200)
+    console.print(summary_table(summary, tmp_path))
+    lines = console.file.getvalue().splitlines()
+    loss = next(i for i, line in enumerate(lines) if "validation loss" in line)
+    assert "1.6180" in lines[loss] and "2.7183" in lines[loss + 1]
+    assert any("lost" in line and " 0 " in line for line in lines)
+    assert any("61.0 s" in line for line in lines)
+    assert any(str(tmp_path / "metrics") in line for line in lines)
+    assert not any("train loss" in line for line in lines)
