@@ -1,0 +1,244 @@
+"""Builds the local TFDS dataset and its token streams, whole or not at all.
+
+A cache entry is a folder, named by everything that determines it::
+
+    dataset_info.json, features.json, corpus-SPLIT.array_record-*   the documents (TFDS)
+    tokenizer.json         the tokenizer
+    SPLIT.tokens           ids, each document closed with end-of-text; little-endian
+    manifest.json          digest, vocabulary, dtype and number of tokens
+
+It is built under another name and renamed when complete. So a killed build is never
+read, and when two processes build at once, the later one throws its own copy away.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from swarm_jax.config import DataConfig
+from swarm_jax.data.corpus import (
+    Corpus,
+    Document,
+    digest_of,
+    held_out_names,
+    open_corpus,
+)
+from swarm_jax.data.tokenizer import ByteTokenizer, Tokenizer, train_bpe
+
+FORMAT = 1
+"""Part of every key: raise it when the same settings would give other files."""
+
+TRAIN, VALIDATION = "train", "validation"
+_DOCUMENTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Attributes:
+    digest: SHA-256 of all documents, their split and the tokenizer.
+    vocab_size: Of the tokenizer.
+    dtype: Of the token files.
+    num_tokens: By split.
+    """
+
+    digest: str
+    vocab_size: int
+    dtype: str
+    num_tokens: dict[str, int]
+
+
+def cached_tokens(
+    config: DataConfig, cache_dir: Path
+) -> tuple[Manifest, dict[str, np.ndarray]]:
+    """Token streams of both splits, built first if they are not in the cache.
+
+    Returns:
+        The manifest, and by split a memory-mapped array [num_tokens].
+
+    Raises:
+        ConfigError: The corpus cannot be read or divided.
+    """
+    corpus = open_corpus(config)
+    folder = cache_dir / _key(config, corpus)
+    if not _is_complete(folder):
+        _build(config, corpus, folder)
+    manifest = _read_manifest(folder)
+    tokens = {
+        split: np.memmap(
+            folder / f"{split}.tokens", manifest.dtype, "r", shape=(count,)
+        )
+        for split, count in manifest.num_tokens.items()
+    }
+    return manifest, tokens
+
+
+def _key(config: DataConfig, corpus: Corpus) -> str:
+    tokenizer = config.tokenizer
+    if tokenizer == "bpe":
+        tokenizer += str(config.bpe_vocab_size)
+    parts = [FORMAT, corpus.identity(), tokenizer, config.held_out_fraction]
+    return f"tokens-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether all is there. Sizes are checked too: power may fail after a rename."""
+    if not (folder / "manifest.json").is_file():
+        return False
+    manifest = _read_manifest(folder)
+    item_bytes = np.dtype(manifest.dtype).itemsize
+    return all(
+        (folder / f"{split}.tokens").stat().st_size == count * item_bytes
+        for split, count in manifest.num_tokens.items()
+    )
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    return Manifest(**json.loads((folder / "manifest.json").read_text()))
+
+
+def _build(config: DataConfig, corpus: Corpus, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder.parent)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_partial_prefix()))
+    try:
+        _fill(partial, config, corpus)
+        _publish(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fill(folder: Path, config: DataConfig, corpus: Corpus) -> None:
+    held_out = held_out_names(
+        [document.name for document in corpus.documents()], config.held_out_fraction
+    )
+    write_tfds(
+        folder,
+        (
+            (VALIDATION if document.name in held_out else TRAIN, document)
+            for document in corpus.documents()
+        ),
+    )
+    tokenizer: Tokenizer = ByteTokenizer()
+    if config.tokenizer == "bpe":
+        texts = (document.text for document in read_tfds(folder, TRAIN))
+        tokenizer = train_bpe(texts, config.bpe_vocab_size)
+    (folder / "tokenizer.json").write_text(tokenizer.serialize())
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    num_tokens = {
+        split: _write_tokens(
+            folder / f"{split}.tokens", read_tfds(folder, split), tokenizer, dtype
+        )
+        for split in (TRAIN, VALIDATION)
+    }
+    parts = [digest_of(read_tfds(folder, split)) for split in (TRAIN, VALIDATION)]
+    parts.append(tokenizer.serialize())
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    manifest = Manifest(digest, tokenizer.vocab_size, dtype.str, num_tokens)
+    (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2))
+
+
+def _write_tokens(
+    path: Path, documents: Iterable[Document], tokenizer: Tokenizer, dtype: np.dtype
+) -> int:
+    num_tokens = 0
+    end = np.array([tokenizer.end_of_text], dtype)
+    with path.open("wb") as file:
+        for batch in _batched(documents):
+            for ids in tokenizer.encode([document.text for document in batch]):
+                file.write(ids.astype(dtype).tobytes())
+                file.write(end.tobytes())
+                num_tokens += len(ids) + 1
+    return num_tokens
+
+
+def write_tfds(folder: Path, documents: Iterable[tuple[str, Document]]) -> None:
+    """Writes a TFDS dataset with splits "train" and "validation" to ``folder``.
+
+    ``SequentialWriter`` is the part of TFDS that keeps our order, prints nothing and
+    needs no TensorFlow for array_record.
+
+    Args:
+        folder: An existing, empty folder.
+        documents: Pairs of split and document.
+    """
+    # Here, since a process that finds its cache complete need not import TFDS.
+    import tensorflow_datasets as tfds
+
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name="corpus",
+            version=tfds.core.Version(f"{FORMAT}.0.0"),
+            data_dir=str(folder),
+            module_name=__name__,
+        ),
+        features=tfds.features.FeaturesDict(
+            {"name": tfds.features.Text(), "text": tfds.features.Text()}
+        ),
+    )
+    writer = tfds.core.SequentialWriter(
+        info, max_examples_per_shard=1 << 20, file_format="array_record"
+    )
+    writer.initialize_splits([TRAIN, VALIDATION])
+    for batch in _batched(documents):
+        examples: dict[str, list[dict[str, Any]]] = {TRAIN: [], VALIDATION: []}
+        for split, document in batch:
+            examples[split].append({"name": document.name, "text": document.text})
+        writer.add_examples(examples)
+    writer.close_all()
+
+
+def read_tfds(folder: Path, split: str) -> Iterator[Document]:
+    """Documents of a split of the TFDS dataset in ``folder``, in the order written."""
+    import tensorflow_datasets as tfds
+
+    source = tfds.builder_from_directory(folder).as_data_source(split)
+    for example in source:
+        yield Document(example["name"].decode(), example["text"])
+
+
+def _batched(items: Iterable[Any]) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, _DOCUMENTS_AT_ONCE)):
+        yield batch
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    if folder.exists() and not _is_complete(folder):
+        shutil.rmtree(folder)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not _is_complete(folder):
+            raise
+
+
+def _partial_prefix() -> str:
+    return f".partial-{socket.gethostname()}-{os.getpid()}-"
+
+
+def _remove_abandoned(cache_dir: Path) -> None:
+    """Removes what killed builds of this host have left."""
+    for path in cache_dir.glob(f".partial-{socket.gethostname()}-*"):
+        pid = int(path.name.rsplit("-", 2)[1])
+        if not _is_running(pid):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
