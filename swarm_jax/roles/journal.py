@@ -113,8 +113,7 @@ class Journal:
         if gradient_norm is None:
             self.totals.skipped_steps += 1
             self.totals.steps += 1
-            self._step_start_s = None
-            self._steps.write(step=step + 1, skipped=True)
+            self._write({"step": step + 1, "skipped": True})
         elif record is not None and record["step"] == step + 1:
             self._finish(record, gradient_norm)
 
@@ -124,8 +123,12 @@ class Journal:
         record["gradient_norm"] = gradient_norm
         record["step_s"] = step_s
         record["tokens_per_s"] = record["tokens"] / step_s if step_s else 0.0
-        self._step_start_s = None
         self._add_to_totals(record)
+        self._write(record)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        """Writes the record, or keeps it until the validation that it is due for."""
+        self._step_start_s = None
         every = self._config.validation.every_steps
         last = record["step"] == self._config.steps
         if last or (every and record["step"] % every == 0):

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from swarm_jax.config import ExperimentConfig
+from swarm_jax.config import ExperimentConfig, leaves
 from swarm_jax.core.closing import OFFLINE, ONLINE
+from swarm_jax.errors import ConfigError
 from swarm_jax.net.protocols import Directory
 
 
@@ -39,13 +40,19 @@ class SwarmView:
 
     def __init__(self, config: ExperimentConfig, directory: Directory):
         self.directory = directory
+        self._config = config
         self._tuning = config.tuning
         self._num_stages = config.swarm.num_stages
-        self.prefix = f"{config.run_id}.{config.swarm_fingerprint()}"
+        self._swarm = config.swarm_fingerprint()
+        self.prefix = f"{config.run_id}.{self._swarm}"
         self._stages: dict[int, dict[str, PeerRecord]] = {}
 
     def stage_key(self, stage: int) -> str:
         return f"{self.prefix}.stage{stage}"
+
+    @property
+    def _run_key(self) -> str:
+        return f"{self._config.run_id}.experiments"
 
     @property
     def stages(self) -> Mapping[int, Mapping[str, PeerRecord]]:
@@ -66,6 +73,20 @@ class SwarmView:
             if record.state != OFFLINE
         )
 
+    async def join(self) -> None:
+        """Makes sure that nobody uses this run's name for another experiment.
+
+        Peers of different experiments never meet, since all keys carry a fingerprint:
+        a peer with the wrong config would wait alone and not know why.
+
+        Raises:
+            ConfigError: Somebody does; it names the first settings that differ.
+        """
+        for fingerprint, record in (await self.directory.get(self._run_key)).items():
+            if fingerprint != self._swarm and isinstance(record.value, dict):
+                raise ConfigError(_difference(self._config, record.value))
+        await self.refresh()
+
     async def refresh(self) -> None:
         stages = range(self._num_stages)
         found = await asyncio.gather(
@@ -81,8 +102,14 @@ class SwarmView:
         }
 
     async def keep_fresh(self) -> None:
-        """Refreshes for ever."""
+        """Refreshes for ever, and keeps the run's name taken."""
         while True:
+            await self.directory.store(
+                self._run_key,
+                self._swarm,
+                _settings(self._config),
+                expires_in_s=self._tuning.directory_expiry_s,
+            )
             await self.refresh()
             await asyncio.sleep(self._tuning.directory_refresh_s)
 
@@ -93,6 +120,29 @@ class SwarmView:
             asdict(record),
             expires_in_s=self._tuning.directory_expiry_s,
         )
+
+
+def _settings(config: ExperimentConfig) -> dict[str, str]:
+    """What the swarm's fingerprint is made of, as text."""
+    return {
+        name: repr(value)
+        for name, value in leaves(config).items()
+        if not name.startswith(("tuning.", "validation."))
+    }
+
+
+def _difference(config: ExperimentConfig, theirs: Mapping[str, Any]) -> str:
+    ours = _settings(config)
+    differing = [
+        f"{name} (here {ours.get(name)}, there {theirs.get(name)})"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+    return (
+        f"Another experiment runs under the name {config.run_id!r} here; it differs in "
+        f"{', '.join(differing[:3])}. Start this one with the same --config and "
+        "overrides, or give it a name of its own: --config.run_id=NAME"
+    )
 
 
 def _read(value: Any, stage: int) -> PeerRecord | None:

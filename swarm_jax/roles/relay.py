@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from swarm_jax.config import ExperimentConfig
-from swarm_jax.core.ids import Round
+from swarm_jax.core.ids import MicrobatchID, Round
 from swarm_jax.core.router import Router
 from swarm_jax.errors import PeerError, PeerTimeout
 from swarm_jax.net.protocols import ArraySpec, Message, PeerCalls, spec_of
@@ -60,8 +60,11 @@ class RefusedRound(RelayFailed):
 class ModelDiverged(RelayFailed):
     """Independent peers of ``stage`` got non-finite values for this microbatch."""
 
-    def __init__(self, stage: int, peers: Sequence[str]):
-        super().__init__(f"stage {stage} gave non-finite values on {list(peers)}")
+    def __init__(self, id_: MicrobatchID, stage: int, peers: Sequence[str]):
+        names = ", ".join(peer[-6:] for peer in peers)
+        super().__init__(
+            f"microbatch {id_.index} gave non-finite values in stage {stage} on {names}"
+        )
         self.stage = stage
         self.peers = list(peers)
 
@@ -116,7 +119,7 @@ class NextStage:
                 )
             peer = await self._choose(relay, arrays, nonfinite)
             if peer is None:
-                raise ModelDiverged(self.stage, nonfinite)
+                raise ModelDiverged(relay.id, self.stage, nonfinite)
             try:
                 return await self._try(peer, relay, arrays, deadline_s, nonfinite)
             except PeerTimeout as error:
@@ -129,7 +132,7 @@ class NextStage:
                 pass
             first_try = False
             if len(nonfinite) > 1:
-                raise ModelDiverged(self.stage, nonfinite)
+                raise ModelDiverged(relay.id, self.stage, nonfinite)
 
     async def _choose(
         self, relay: Relay, arrays: Sequence[np.ndarray], nonfinite: Sequence[str]
@@ -168,7 +171,7 @@ class NextStage:
         reply = await self._calls.call(
             peer, Message(to_header(hop, self._swarm), arrays), timeout_s=left_s
         )
-        if self._status(peer, reply.header, nonfinite) is not Status.OK:
+        if self._status(peer, relay.id, reply.header, nonfinite) is not Status.OK:
             raise _TryAnother
         elapsed_s = loop.time() - start_s
         answer = self._answer(relay, reply)
@@ -179,7 +182,11 @@ class NextStage:
         return answer
 
     def _status(
-        self, peer: str, header: Mapping[str, Any], nonfinite: list[str]
+        self,
+        peer: str,
+        id_: MicrobatchID,
+        header: Mapping[str, Any],
+        nonfinite: list[str],
     ) -> Status:
         """Acts on a reply's status; returns it where the sender may go on.
 
@@ -197,7 +204,7 @@ class NextStage:
                 raise RefusedRound(read(header, "promise", "Round"))
             case Status.DIVERGED:
                 peers = sorted(read(header, "peers", "frozenset[str]"))
-                raise ModelDiverged(read(header, "stage", "int"), peers)
+                raise ModelDiverged(id_, read(header, "stage", "int"), peers)
             case Status.NONFINITE:
                 nonfinite.append(peer)
             case Status.BUSY:

@@ -40,6 +40,7 @@ class StageControl:
     Args:
         on_commit: Called after each step with the number of microbatches that this peer
             had counted in it.
+        on_state: Called when this peer's state has changed, to tell the swarm.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class StageControl:
         compute: Compute,
         view: SwarmView,
         relaying: Relaying,
+        *,
         on_commit: Callable[[int], None],
+        on_state: Callable[[], None],
     ):
         self._tuning = config.tuning
         self._swarm = config.swarm_fingerprint()
@@ -63,6 +66,7 @@ class StageControl:
         self._view = view
         self._relaying = relaying
         self._on_commit = on_commit
+        self._on_state = on_state
         self._changing = asyncio.Lock()
         self._fetching: asyncio.Task | None = None
 
@@ -150,7 +154,7 @@ class StageControl:
         if not self._state.promise_to(request.round):
             return self._old_round()
         if self._fetching is None:
-            self._state.state = JOINING
+            self._enter(JOINING)
             self._fetching = asyncio.ensure_future(self._fetch_until_current())
             self._fetching.add_done_callback(self._fetched)
         return Message({"status": Status.OK})
@@ -212,7 +216,11 @@ class StageControl:
     def _fetched(self, task: asyncio.Task) -> None:
         self._fetching = None
         if not task.cancelled() and task.exception() is None:
-            self._state.state = ONLINE
+            self._enter(ONLINE)
+
+    def _enter(self, state: str) -> None:
+        self._state.state = state
+        self._on_state()
 
     def _refuse(self, round_: Round, step: int) -> Message | None:
         if not self._state.promise_to(round_):

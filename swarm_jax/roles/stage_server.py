@@ -1,6 +1,7 @@
 """Serves one stage of the model to the swarm."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -76,6 +77,7 @@ class StageServer:
         self._swarm = config.swarm_fingerprint()
         shape = (config.swarm.microbatch_size, config.model.sequence_length)
         self._relay_specs = [("int32", shape), *compute.input_specs]
+        self._news = asyncio.Event()
         self.state = StageState(stage)
         self.view = SwarmView(config, directory)
         self._relaying = Relaying(
@@ -89,7 +91,8 @@ class StageServer:
             compute,
             self.view,
             self._relaying,
-            self._committed,
+            on_commit=self._committed,
+            on_state=self._news.set,
         )
 
     def _next_stage(self, config: ExperimentConfig, stage: int) -> NextStage | None:
@@ -100,7 +103,7 @@ class StageServer:
 
     async def run(self) -> None:
         """Serves until cancelled."""
-        await self.view.refresh()
+        await self.view.join()
         await self._calls.serve(self)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -184,8 +187,11 @@ class StageServer:
 
     async def _announce(self) -> None:
         while True:
+            self._news.clear()
             await self.view.publish(self._calls.peer_id, self._record(self.state.state))
-            await asyncio.sleep(self._config.tuning.directory_refresh_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._config.tuning.directory_refresh_s):
+                    await self._news.wait()
 
     def _record(self, state: str) -> PeerRecord:
         return PeerRecord(

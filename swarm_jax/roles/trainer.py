@@ -69,7 +69,7 @@ class Trainer:
             Diverged: The model gave non-finite values and the config says stop.
             ConfigError: Another trainer of this swarm has other data.
         """
-        await self._view.refresh()
+        await self._view.join()
         background = [
             asyncio.ensure_future(self._view.keep_fresh()),
             asyncio.ensure_future(self._journal.watch()),

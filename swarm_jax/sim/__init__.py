@@ -1,5 +1,6 @@
 """Virtual time: the same core and roles as live, in milliseconds.
 
-clock.py         event loop whose clock jumps to the next timer
-local_swarm.py   stage servers and a trainer in one process
+clock.py   event loop whose clock jumps to the next timer
+swarm.py   stage servers and a trainer in one process
+data.py    random tokens by microbatch id
 """

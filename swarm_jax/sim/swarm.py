@@ -24,7 +24,7 @@ class Records(list):
         self.append(record)
 
 
-class LocalSwarm:
+class SimulatedSwarm:
     """Stage servers and one trainer.
 
     Args:
@@ -52,11 +52,10 @@ class LocalSwarm:
         self.peer_steps: dict[str, Records] = {}
         self.steps = Records()
         self.seconds = Records()
-        self._data = data
+        self.data = data
         self._make_compute = make_compute
         self._peers_per_stage = peers_per_stage
         self._tasks: dict[str, asyncio.Task] = {}
-        self.trainer: Trainer | None = None
 
     async def run(self) -> Totals:
         """Starts everybody, trains to the end, stops everybody."""
@@ -64,7 +63,7 @@ class LocalSwarm:
             for _ in range(count):
                 self.start_peer(stage)
         try:
-            return await self._train()
+            return await self.make_trainer("trainer").run()
         finally:
             for peer in list(self._tasks):
                 await self.kill(peer)
@@ -95,15 +94,14 @@ class LocalSwarm:
         task.cancel()
         await asyncio.wait([task])
 
-    async def _train(self) -> Totals:
-        self.trainer = Trainer(
+    def make_trainer(self, peer: str) -> Trainer:
+        return Trainer(
             self.config,
-            calls=self.network.calls("trainer"),
+            calls=self.network.calls(peer),
             directory=self.network.directory(),
-            data=self._data,
+            data=self.data,
             steps=self.steps,
             swarm=self.seconds,
             learning_rate=lambda step: 0.0,
             server_command=lambda stage: f"start a peer of stage {stage}",
         )
-        return await self.trainer.run()
