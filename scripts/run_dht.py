@@ -9,6 +9,7 @@ the same over restarts.
 
 import asyncio
 import signal
+import sys
 from collections.abc import Sequence
 
 from swarm_jax.launcher import commands, flags
@@ -53,12 +54,15 @@ async def serve(args, greet) -> None:
         identity_path=args.identity_path,
     )
     try:
-        maddrs = [str(maddr) for maddr in node.visible_maddrs()]
+        maddrs = node.visible_maddrs()
         print(greet(maddrs), flush=True)
         if args.ready_file:
-            ready = {"peer_id": str(node.peer_id), "initial_peers": maddrs}
+            ready = {"peer_id": node.peer_id, "initial_peers": maddrs}
             write_json(args.ready_file, ready)
-        await stop.wait()
+        ends = [asyncio.create_task(stop.wait()), asyncio.create_task(node.died())]
+        ended, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if ends[1] in ended:
+            sys.exit(ends[1].result())
     finally:
         await node.close()
 

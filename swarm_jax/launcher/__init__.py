@@ -4,8 +4,10 @@ flags.py         options that the scripts share; errors as one line
 environment.py   threads, devices and caches of each process
 processes.py     child processes: logs, deaths, stopping
 swarm.py         bootstrap, stage servers and trainer of one run
+commands.py      the exact commands for the next machine
 progress.py      what the terminal shows while a run goes on
 summary.py       the table at its end
+runs.py          reads the metrics of a run
 compare.py       several runs side by side: table and curves
 benchmark.py     tokens per second of two ways to train, in turn
 """

@@ -18,6 +18,7 @@ import argparse
 import ctypes
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,8 +27,8 @@ from typing import NoReturn
 from swarm_jax.config import ExperimentConfig, load_config
 from swarm_jax.errors import ConfigError, StartupError
 
-LISTEN_EVERYWHERE = ("/ip4/0.0.0.0/tcp/0",)
-"""hivemind's default: every interface, a free port."""
+LISTEN_EVERYWHERE = "/ip4/0.0.0.0/tcp/0"
+"""Default of hivemind's command line too: every interface, a free port."""
 
 PLATFORMS = {"cpu": "cpu", "cuda12": "cuda", "cuda13": "cuda", "tpu": "tpu"}
 """JAX's platform for each build of jax that ``make setup DEVICE=...`` installs."""
@@ -76,11 +77,12 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}. See --help")
 
 
-def add_experiment(parser: Parser) -> None:
+def add_experiment(parser: Parser, default: str | None = None) -> None:
     """Adds ``--config``; any ``--config.FIELD=VALUE`` is taken too."""
     parser.add_argument(
         "--config",
-        required=True,
+        required=default is None,
+        default=default,
         metavar="FILE",
         help="experiment, for example configs/tiny.py. Override any field of it with "
         "--config.FIELD=VALUE, for example --config.swarm.num_stages=2",
@@ -113,9 +115,9 @@ def add_network(parser: Parser) -> None:
     parser.add_argument(
         "--host_maddrs",
         nargs="+",
-        default=LISTEN_EVERYWHERE,
+        default=(LISTEN_EVERYWHERE,),
         metavar="ADDR",
-        help="where to listen (default: %(default)s)",
+        help=f"where to listen (default: {LISTEN_EVERYWHERE})",
     )
     parser.add_argument(
         "--announce_maddrs",
@@ -149,11 +151,11 @@ def add_process(parser: Parser) -> None:
     )
 
 
-def add_worker(parser: Parser, name: str) -> None:
+def add_worker(parser: Parser, role: str) -> None:
     """Adds what a stage server and a trainer have: ``--workdir``, ``--name``, ...
 
     Args:
-        name: Default of ``--name``.
+        role: Beginning of the default ``--name``, which no other process has.
     """
     parser.add_argument(
         "--workdir",
@@ -164,7 +166,7 @@ def add_worker(parser: Parser, name: str) -> None:
     )
     parser.add_argument(
         "--name",
-        default=name,
+        default=f"{role}-{socket.gethostname()}-{os.getpid()}",
         help="name of this process in metrics and logs (default: %(default)s)",
     )
     add_device(parser)

@@ -5,12 +5,14 @@ The trainer writes two files into ``metrics/``: ``trainer.jsonl``, a line per st
 
     {"time_s": 12.0, "step": 17, "steps": 200,
      "answered": 5, "microbatches_per_step": 8,
-     "stages": [{"stage": 0, "peers": [{"peer": "12D3..", "state": "ONLINE",
-                 "queue": 3, "tokens_per_s": 812.0, "step": 17}]}],
+     "stages": [{"stage": 0, "peers": [{"peer": "12D3..", "name": "stage0-0",
+                 "state": "ONLINE", "queue": 3, "tokens_per_s": 812.0,
+                 "step": 17}]}],
      "waiting": null}
 
-``tokens_per_s`` of a peer is null until it has been measured; ``waiting`` is a sentence
-that names what is missing and the command that brings it.
+``waiting`` is a sentence that names what is missing and the command that brings it. A
+step that was skipped because the model gave non-finite values has no loss and no
+microbatches: ``{"step": 18, "skipped": true}``.
 """
 
 import json
@@ -60,6 +62,8 @@ class RunView:
     def __init__(self, steps: int, headline: str):
         self.steps = steps
         self.headline = headline
+        self.step = 0
+        self.skipped_steps = 0
         self.trainer: dict[str, Any] = {}
         self.swarm: dict[str, Any] = {}
         self.validation_loss: float | None = None
@@ -69,8 +73,12 @@ class RunView:
 
     def add_step(self, record: dict[str, Any]) -> None:
         """Takes a line of trainer.jsonl."""
-        self.trainer = record
+        self.step = record["step"]
         self.validation_loss = record.get("validation_loss", self.validation_loss)
+        if record.get("skipped"):
+            self.skipped_steps += 1
+            return
+        self.trainer = record
         self._expected += record["microbatches_expected"]
         self._counted += record["microbatches_counted_once"]
 
@@ -83,13 +91,15 @@ class RunView:
         if not self.trainer:
             return self.headline
         parts = [
-            f"step {self.trainer['step']}/{self.steps}",
+            f"step {self.step}/{self.steps}",
             f"loss {self.trainer['train_loss']:.4f}",
         ]
         if self.validation_loss is not None:
             parts.append(f"validation loss {self.validation_loss:.4f}")
         parts.append(f"{self.trainer['tokens_per_s']:,.0f} tokens/s")
         parts.append(f"counted {100 * self._counted / self._expected:.2f} %")
+        if self.skipped_steps:
+            parts.append(f"{self.skipped_steps} skipped (not finite)")
         return "  ".join(parts)
 
     def peers_line(self) -> str:
@@ -101,7 +111,7 @@ class RunView:
 def render(view: RunView) -> RenderableType:
     """The live picture: a bar, a line, a row per stage, what is wrong."""
     parts: list[RenderableType] = [
-        ProgressBar(total=view.steps, completed=view.trainer.get("step", 0), width=60),
+        ProgressBar(total=view.steps, completed=view.step, width=60),
         Text(view.step_line()),
     ]
     if view.swarm:
@@ -181,22 +191,18 @@ def _stage_table(stages: Sequence[dict[str, Any]]) -> Table:
     table = Table("stage", "peers", "queue", "tokens/s", "each peer")
     for stage in stages:
         peers = stage["peers"]
-        measured = [p["tokens_per_s"] for p in peers if p["tokens_per_s"] is not None]
         table.add_row(
             str(stage["stage"]),
             str(_serving(stage)),
             str(sum(peer["queue"] for peer in peers)),
-            f"{sum(measured):,.0f}" if measured else "-",
+            f"{sum(peer['tokens_per_s'] for peer in peers):,.0f}",
             ", ".join(_peer_text(peer) for peer in peers),
         )
     return table
 
 
 def _peer_text(peer: dict[str, Any]) -> str:
-    """The end of the peer id tells peers apart; the beginning is the same for all."""
-    speed = peer["tokens_per_s"]
-    text = f"..{peer['peer'][-5:]} step {peer['step']}"
-    text += "" if speed is None else f" {speed:,.0f}/s"
+    text = f"{peer['name']} {peer['tokens_per_s']:,.0f}/s"
     return text if peer["state"] in SERVING_STATES else f"{text} {peer['state']}"
 
 

@@ -25,6 +25,7 @@ SWARM = {
             "peers": [
                 {
                     "peer": "12D3KooWaaaaa",
+                    "name": "stage0-0",
                     "state": "ONLINE",
                     "queue": 2,
                     "tokens_per_s": 800.0,
@@ -32,9 +33,10 @@ SWARM = {
                 },
                 {
                     "peer": "12D3KooWbbbbb",
+                    "name": "stage0-1",
                     "state": "JOINING",
                     "queue": 1,
-                    "tokens_per_s": None,
+                    "tokens_per_s": 150.0,
                     "step": 2,
                 },
             ],
@@ -80,6 +82,16 @@ def test_the_share_counted_is_over_all_steps_and_validation_loss_stays():
     )
 
 
+def test_a_skipped_step_counts_as_a_step():
+    view = RunView(10, "starting")
+    view.add_step(STEP)
+    view.add_step({"step": 4, "skipped": True})
+    assert view.step_line() == (
+        "step 4/10  loss 2.3457  4,321 tokens/s  counted 100.00 %  "
+        "1 skipped (not finite)"
+    )
+
+
 def test_the_picture_shows_stages_peers_and_what_is_missing():
     view = RunView(10, "starting")
     view.add_step(STEP)
@@ -90,10 +102,10 @@ def test_the_picture_shows_stages_peers_and_what_is_missing():
     text = console.file.getvalue()
     assert "step 3/10  loss 2.3457" in text
     assert "5 of 8 microbatches answered" in text
-    row = next(line for line in text.splitlines() if "aaaaa" in line)
+    row = next(line for line in text.splitlines() if "stage0-0" in line)
     cells = [cell.strip() for cell in row.strip("│").split("│")]
-    assert cells[:4] == ["0", "1", "3", "800"]
-    assert cells[4] == "..aaaaa step 3 800/s, ..bbbbb step 2 JOINING"
+    assert cells[:4] == ["0", "1", "3", "950"]
+    assert cells[4] == "stage0-0 800/s, stage0-1 150/s JOINING"
     assert "stage1-0 was killed by SIGKILL" in text
     assert "Stage 1 has no live peer" in text
 

@@ -11,7 +11,7 @@ parser = flags.Parser()
 flags.add_experiment(parser)
 flags.add_network(parser)
 flags.add_process(parser)
-flags.add_worker(parser, name="server")
+flags.add_worker(parser, role="server")
 parser.add_argument("--stage", type=int, required=True)
 args = parser.parse_args()
 assert args.initial_peers == ["/ip4/x", "/ip4/y"]
