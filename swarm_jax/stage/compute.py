@@ -1,0 +1,308 @@
+"""One stage on one device: its programs, its state and its queue.
+
+``StageCompute`` is the ``Compute`` that stage servers need (``roles.compute``). Where
+the work is done is the runner's matter: ``inline.py`` or ``threaded.py``.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from swarm_jax.stage.programs import StagePrograms
+from swarm_jax.stage.queue import DeviceQueue, Kind, Operation, Runner
+
+Arrays = Sequence[np.ndarray]
+
+
+class Count(Protocol):
+    """Joins "add to the gradient sum" and "put the id in the ledger" into one action.
+
+    Both methods are called in the event loop's thread.
+    """
+
+    def start(self) -> bool:
+        """Called just before the device starts; False: abandon the work."""
+        ...
+
+    def settle(self, finite: bool, loss_sum: float) -> None:
+        """Called once; the gradient is in the sum if and only if ``finite``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Attributes:
+    y: Encoded output of the stage.
+    residuals: What ``backward`` needs; None unless it was asked to be kept.
+    finite: Whether all of the output is finite.
+    compute_s: Seconds on the device, without waiting in its queue.
+    """
+
+    y: Arrays
+    residuals: Any
+    finite: bool
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """Attributes:
+    grad_x: Encoded gradient of the stage's input; empty on the first stage.
+    loss_sum: Sum of the loss over the microbatch's loss tokens (last stage), else 0.
+    finite: Whether the loss, ``grad_x`` and the new gradient sum are finite.
+    compute_s: Seconds on the device, without waiting in its queue.
+    """
+
+    grad_x: Arrays
+    loss_sum: float
+    finite: bool
+    compute_s: float
+
+
+class StageCompute:
+    """Parameters, optimizer state and one gradient sum of a stage.
+
+    When the device fails in a program that was given the gradient sum, the sum is gone:
+    whatever needs it raises until ``clear`` or ``load_state``.
+
+    Args:
+        programs: What the device runs.
+        params: Initial parameters; they belong to this object from now on.
+        runner: Where the device's work is done.
+        upload: ``upload(arrays) -> wait``: begins to bring arrays to the device;
+            ``wait()`` gives them, in the thread that launches programs.
+        depth: Operations that the device holds at once.
+        close: Stops the runner.
+    """
+
+    def __init__(
+        self,
+        programs: StagePrograms,
+        params: Any,
+        runner: Runner,
+        *,
+        upload: Callable[[Any], Callable[[], Any]] = lambda arrays: lambda: arrays,
+        depth: int = 1,
+        close: Callable[[], None] = lambda: None,
+    ):
+        self.input_specs = programs.input_specs
+        self.gradient_specs = programs.gradient_specs
+        self._programs = programs
+        self._params = params
+        self._weights = programs.cast(params)
+        self._opt_state = programs.init_optimizer(params)
+        self._gradient_sum = programs.zeros()
+        self._reduced: Any = None
+        self._structure = jax.tree.structure(params)
+        self._state_structure = jax.tree.structure((params, self._opt_state))
+        self._state_specs = _specs(jax.tree.leaves((params, self._opt_state)))
+        self._upload = upload
+        self._queue = DeviceQueue(runner, depth)
+        self._close = close
+
+    @property
+    def queued(self) -> int:
+        return self._queue.queued
+
+    async def forward(self, x: Arrays, *, keep: bool, order: int) -> Forward:
+        assert _specs(x) == self.input_specs, _specs(x)
+        uploaded = self._upload(tuple(x))
+
+        residuals = None
+
+        def launch():
+            nonlocal residuals
+            weights = self._weights
+            if not keep:
+                return _begin_copy(self._programs.forward(weights, uploaded()))
+            y, vjp, finite = self._programs.forward_keeping(weights, uploaded())
+            residuals = weights, vjp  # backward must see the weights of its forward
+            return _begin_copy((y, finite))
+
+        def fetch(launched):
+            y, finite = launched
+            return _to_host(y), bool(finite)
+
+        (y, finite), compute_s = await self._queue.run(
+            Operation("forward", Kind.FORWARD, launch, fetch, order)
+        )
+        return Forward(y, residuals, finite, compute_s)
+
+    async def backward(
+        self, residuals: Any, grad_y: Arrays, *, count: Count | None, order: int
+    ) -> Backward:
+        assert _specs(grad_y) == self.gradient_specs, _specs(grad_y)
+        uploaded = self._upload(tuple(grad_y))
+        weights, vjp = residuals
+
+        def launch():
+            if count is None:
+                grad_x, finite = self._programs.backward(weights, vjp, uploaded())
+            else:
+                grad_x, finite, self._gradient_sum = self._programs.backward_adding(
+                    weights, vjp, uploaded(), self._gradient_sum
+                )
+            return _begin_copy((grad_x, finite))
+
+        return await self._run_backward("backward", launch, count, order)
+
+    async def loss_backward(
+        self, x: Arrays, targets: np.ndarray, *, count: Count | None, order: int
+    ) -> Backward:
+        assert _specs(x) == self.input_specs, _specs(x)
+        assert _specs([targets]) == (self._programs.targets_spec,), targets.shape
+        uploaded = self._upload((tuple(x), targets))
+
+        def launch():
+            arguments = (self._weights, *uploaded())
+            if count is None:
+                return _begin_copy(self._programs.loss_backward(*arguments))
+            *results, self._gradient_sum = self._programs.loss_backward_adding(
+                *arguments, self._gradient_sum
+            )
+            return _begin_copy(results)
+
+        return await self._run_backward("loss_backward", launch, count, order)
+
+    async def loss(self, x: Arrays, targets: np.ndarray, *, order: int) -> float:
+        uploaded = self._upload((tuple(x), targets))
+        return await self._run(
+            "loss",
+            lambda: self._programs.loss(self._weights, *uploaded()),
+            float,
+            kind=Kind.FORWARD,
+            order=order,
+        )
+
+    async def gradient_sum(self, scale: float) -> list[np.ndarray]:
+        return await self._run(
+            "gradient_sum",
+            lambda: _begin_copy(self._programs.scale(self._gradient_sum, scale)),
+            _to_host,
+        )
+
+    async def load_reduced(self, gradients: Arrays) -> float:
+        def launch():
+            self._reduced = _to_device(self._structure, gradients)
+            return self._programs.squared_norm(self._reduced)
+
+        return await self._run("load_reduced", launch, float)
+
+    async def apply(self, gradient_norm: float) -> None:
+        def launch():
+            assert self._reduced is not None, "apply without load_reduced"
+            # Dropped before, not after: the update is when memory is shortest.
+            gradients, self._reduced, self._gradient_sum = self._reduced, None, None
+            self._params, self._opt_state, self._weights, done = self._programs.update(
+                self._params, self._opt_state, gradients, gradient_norm
+            )
+            self._gradient_sum = self._programs.zeros()
+            return done
+
+        await self._run("apply", launch, jax.block_until_ready)
+
+    async def clear(self) -> None:
+        await self._run("clear", self._launch_clear)
+
+    async def state(self) -> list[np.ndarray]:
+        return await self._run(
+            "state",
+            lambda: self._programs.copy((self._params, self._opt_state)),
+            _to_host,
+        )
+
+    async def load_state(self, state: Arrays) -> None:
+        if _specs(state) != self._state_specs:
+            raise ValueError(
+                "state does not fit this stage: "
+                f"{_difference(_specs(state), self._state_specs)}. Fetch it from a "
+                "peer of the same stage and the same experiment"
+            )
+
+        def launch():
+            self._launch_clear()
+            self._params, self._opt_state = _to_device(self._state_structure, state)
+            self._weights = self._programs.cast(self._params)
+
+        await self._run("load_state", launch)
+
+    async def digest(self) -> str:
+        return await self._run(
+            "digest", lambda: self._programs.copy(self._params), _digest
+        )
+
+    def close(self) -> None:
+        self._queue.cancel_waiting()
+        self._close()
+
+    def _launch_clear(self) -> None:
+        self._reduced = self._gradient_sum = None
+        self._gradient_sum = self._programs.zeros()
+
+    async def _run(
+        self,
+        name: str,
+        launch: Callable[[], Any],
+        fetch: Callable[[Any], Any] = lambda launched: launched,
+        kind: Kind = Kind.CONTROL,
+        order: int = 0,
+    ) -> Any:
+        result, _ = await self._queue.run(Operation(name, kind, launch, fetch, order))
+        return result
+
+    async def _run_backward(
+        self, name: str, launch: Callable[[], Any], count: Count | None, order: int
+    ) -> Backward:
+        def fetch(launched):
+            grad_x, *loss_sum, finite = launched
+            return _to_host(grad_x), sum(map(float, loss_sum)), bool(finite)
+
+        def settle(result):
+            _, loss_sum, finite = result or ((), 0.0, False)
+            count.settle(finite, loss_sum)
+
+        counting = {} if count is None else {"start": count.start, "settle": settle}
+        result, compute_s = await self._queue.run(
+            Operation(name, Kind.BACKWARD, launch, fetch, order, **counting)
+        )
+        return Backward(*result, compute_s)
+
+
+def _specs(arrays: Sequence[Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((array.dtype.name, tuple(array.shape)) for array in arrays)
+
+
+def _difference(given: tuple, expected: tuple) -> str:
+    if len(given) != len(expected):
+        return f"{len(given)} arrays instead of {len(expected)}"
+    index = next(i for i, spec in enumerate(given) if spec != expected[i])
+    return f"array {index} is {given[index]} instead of {expected[index]}"
+
+
+def _begin_copy(tree: Any) -> Any:
+    """Has the device send its results as soon as it has them."""
+    for leaf in jax.tree.leaves(tree):
+        leaf.copy_to_host_async()
+    return tree
+
+
+def _to_host(tree: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _to_device(structure: Any, arrays: Arrays) -> Any:
+    """Copies: the caller's memory is not ours to donate."""
+    return jax.tree.unflatten(
+        structure, [jax.device_put(array, may_alias=False) for array in arrays]
+    )
+
+
+def _digest(tree: Any) -> str:
+    digest = hashlib.sha256()
+    for array in _to_host(tree):
+        digest.update(array.tobytes())
+    return digest.hexdigest()

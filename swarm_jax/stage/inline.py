@@ -1,0 +1,47 @@
+"""The device in the event loop's thread: for tests, also on a virtual clock."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from swarm_jax.stage.compute import StageCompute
+from swarm_jax.stage.programs import StagePrograms
+from swarm_jax.stage.queue import Finished, Operation
+
+
+class InlineCompute(StageCompute):
+    """Computes for real, but takes as long as it is told.
+
+    Args:
+        programs: What the device runs.
+        params: Initial parameters.
+        duration_s: Seconds on the event loop's clock that an operation (by its name)
+            keeps the device busy.
+    """
+
+    def __init__(
+        self,
+        programs: StagePrograms,
+        params: Any,
+        duration_s: Callable[[str], float] = lambda name: 0.0,
+    ):
+        super().__init__(programs, params, _InlineRunner(duration_s))
+
+
+class _InlineRunner:
+    def __init__(self, duration_s: Callable[[str], float]):
+        self._duration_s = duration_s
+
+    def start(self, operation: Operation, done: Callable[[Finished], None]) -> None:
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        outcome: Future = Future()
+        try:
+            outcome.set_result(operation.fetch(operation.launch()))
+        except Exception as error:  # belongs to whoever waits for the operation
+            outcome.set_exception(error)
+        loop.call_later(
+            self._duration_s(operation.name),
+            lambda: done(Finished(outcome, started_s, loop.time())),
+        )

@@ -1,0 +1,248 @@
+"""The jitted programs of one stage.
+
+Parameters exist twice when the compute dtype differs: masters, which the optimizer
+changes, and *weights*, their cast copy, made once per step. Gradients are taken with
+respect to the weights and summed in the masters' dtype.
+
+Residuals are what ``jax.vjp`` keeps between forward and backward. They leave the jitted
+forward as a pytree, without the weights: those would come out as fresh copies for every
+microbatch. Backward puts them back.
+
+A sum of gradients stays as it is when the new sum would not be finite. That is decided
+on the device, in the same program, so no one ever has to take a gradient out again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from swarm_jax.stage.codec import Codec, Specs
+from swarm_jax.stage.optimizer import clip_by_given_norm, squared_norm
+
+# Shape suffixes: B microbatch, L sequence, D model dimension.
+
+Tree = Any
+Arrays = tuple[jax.Array, ...]
+
+
+class StageFunctions(Protocol):
+    """One stage of a model as pure functions of plain pytrees.
+
+    ``apply`` is used unless ``is_last``, ``loss`` only if ``is_last``. The first stage
+    takes ``tokens_BL`` for ``x``.
+    """
+
+    is_first: bool
+    is_last: bool
+    init: Callable[[int], Tree]
+    apply: Callable[[Tree, jax.Array], jax.Array]
+    loss: Callable[[Tree, jax.Array, jax.Array], jax.Array]
+
+
+@dataclass(frozen=True, slots=True)
+class StagePrograms:
+    """Jitted functions of plain pytrees; arrays at their edges are encoded.
+
+    Every ``finite`` is a bool scalar over all that the program hands on. Programs that
+    return a sum were given it (donated): the caller's is gone.
+
+    Attributes:
+        input_specs: dtype name and shape of each array in ``x``.
+        gradient_specs: The same for ``grad_y``; empty on the last stage.
+        targets_spec: The same for the last stage's targets.
+        cast: ``(params) -> weights``; gives ``params`` itself where no dtype differs.
+        init_optimizer: ``(params) -> opt_state``.
+        zeros: ``() -> gradient_sum``.
+        forward: ``(weights, x) -> (y, finite)``.
+        forward_keeping: ``(weights, x) -> (y, residuals, finite)``.
+        backward: ``(weights, residuals, grad_y) -> (grad_x, finite)``.
+        backward_adding: ``(weights, residuals, grad_y, sum) -> (grad_x, finite, sum)``.
+        loss: ``(weights, x, targets_BL) -> loss_sum``.
+        loss_backward: ``(weights, x, targets_BL) -> (grad_x, loss_sum, finite)``.
+        loss_backward_adding: ``(weights, x, targets_BL, sum) -> (grad_x, loss_sum,
+            finite, sum)``.
+        scale: ``(sum, scale) -> tree``.
+        squared_norm: ``(tree) -> ()`` in the parameters' dtype.
+        update: ``(params, opt_state, gradients, gradient_norm) -> (params, opt_state,
+            weights, done)``; params and opt_state are donated, ``done`` is a scalar to
+            wait for.
+        copy: ``(tree) -> tree`` in buffers of its own.
+    """
+
+    input_specs: Specs
+    gradient_specs: Specs
+    targets_spec: tuple[str, tuple[int, ...]]
+    cast: Callable[..., Any]
+    init_optimizer: Callable[..., Any]
+    zeros: Callable[..., Any]
+    forward: Callable[..., Any]
+    forward_keeping: Callable[..., Any]
+    backward: Callable[..., Any]
+    backward_adding: Callable[..., Any]
+    loss: Callable[..., Any]
+    loss_backward: Callable[..., Any]
+    loss_backward_adding: Callable[..., Any]
+    scale: Callable[..., Any]
+    squared_norm: Callable[..., Any]
+    update: Callable[..., Any]
+    copy: Callable[..., Any]
+
+
+def make_stage_programs(
+    functions: StageFunctions,
+    cast: Callable[[Tree], Tree],
+    codec: Codec,
+    optimizer: optax.GradientTransformation,
+    *,
+    tokens_shape: tuple[int, int],
+    clip_norm: float | None,
+) -> StagePrograms:
+    """Builds the programs; nothing is compiled before its first call.
+
+    Args:
+        cast: ``cast(params) -> weights`` in the compute dtype.
+        codec: Of the activations at both ends of the stage.
+        tokens_shape: (B, L).
+        clip_norm: Gradients longer than this are scaled down; None for no clipping.
+    """
+    shapes = jax.eval_shape(lambda: functions.init(0))
+    is_cast = jax.eval_shape(cast, shapes) != shapes
+    tokens_spec = ("int32", tuple(tokens_shape))
+    passes = _Passes(functions, codec)
+
+    def update(params, opt_state, gradients, gradient_norm):
+        gradients = clip_by_given_norm(gradients, gradient_norm, clip_norm)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        weights = cast(params) if is_cast else None
+        return params, opt_state, weights, jnp.isfinite(gradient_norm)
+
+    jitted_update = jax.jit(update, donate_argnums=(0, 1))
+
+    def update_sharing(*args):
+        params, opt_state, weights, done = jitted_update(*args)
+        return params, opt_state, weights if is_cast else params, done
+
+    return StagePrograms(
+        input_specs=(tokens_spec,) if functions.is_first else codec.specs,
+        gradient_specs=() if functions.is_last else codec.specs,
+        targets_spec=tokens_spec,
+        cast=jax.jit(cast) if is_cast else lambda params: params,
+        init_optimizer=jax.jit(optimizer.init),
+        zeros=jax.jit(lambda: _zeros(shapes)),
+        forward=jax.jit(passes.forward),
+        forward_keeping=jax.jit(passes.forward_keeping),
+        backward=jax.jit(passes.backward),
+        backward_adding=jax.jit(passes.backward_adding, donate_argnums=3),
+        loss=jax.jit(passes.loss),
+        loss_backward=jax.jit(passes.loss_backward),
+        loss_backward_adding=jax.jit(passes.loss_backward_adding, donate_argnums=3),
+        scale=jax.jit(lambda tree, scale: jax.tree.map(lambda x: x * scale, tree)),
+        squared_norm=jax.jit(squared_norm),
+        update=update_sharing,
+        copy=jax.jit(lambda tree: jax.tree.map(jnp.copy, tree)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """Forward and backward of one stage, before ``jit``."""
+
+    functions: StageFunctions
+    codec: Codec
+
+    def forward(self, weights: Tree, x: Arrays):
+        y = self.codec.encode(self.functions.apply(weights, self._input(x)))
+        return y, _all_finite(y)
+
+    def forward_keeping(self, weights: Tree, x: Arrays):
+        y_BLD, vjp = self._vjp(self.functions.apply, weights, x)
+        vjp.args_res[0] = None
+        y = self.codec.encode(y_BLD)
+        return y, vjp, _all_finite(y)
+
+    def backward(self, weights: Tree, residuals: Tree, grad_y: Arrays):
+        grad_x, _ = self._pull(weights, residuals, grad_y)
+        return grad_x, _all_finite(grad_x)
+
+    def backward_adding(
+        self, weights: Tree, residuals: Tree, grad_y: Arrays, gradient_sum: Tree
+    ):
+        grad_x, gradients = self._pull(weights, residuals, grad_y)
+        finite, gradient_sum = _add_if_finite(gradient_sum, gradients, grad_x)
+        return grad_x, finite, gradient_sum
+
+    def loss(self, weights: Tree, x: Arrays, targets_BL: jax.Array):
+        return self.functions.loss(weights, self._input(x), targets_BL)
+
+    def loss_backward(self, weights: Tree, x: Arrays, targets_BL: jax.Array):
+        grad_x, _, loss_sum = self._loss_pull(weights, x, targets_BL)
+        return grad_x, loss_sum, _all_finite((grad_x, loss_sum))
+
+    def loss_backward_adding(
+        self, weights: Tree, x: Arrays, targets_BL: jax.Array, gradient_sum: Tree
+    ):
+        grad_x, gradients, loss_sum = self._loss_pull(weights, x, targets_BL)
+        finite, gradient_sum = _add_if_finite(
+            gradient_sum, gradients, (grad_x, loss_sum)
+        )
+        return grad_x, loss_sum, finite, gradient_sum
+
+    def _input(self, x: Arrays) -> jax.Array:
+        return x[0] if self.functions.is_first else self.codec.decode(x)
+
+    def _vjp(self, function: Callable[..., jax.Array], weights: Tree, x: Arrays):
+        """Differentiates by the weights, and by the input unless it is tokens."""
+        if self.functions.is_first:
+            return jax.vjp(lambda weights: function(weights, x[0]), weights)
+        return jax.vjp(function, weights, self._input(x))
+
+    def _pull(self, weights: Tree, residuals: Tree, grad_y: Arrays):
+        residuals.args_res[0] = weights
+        return self._split(residuals(self.codec.decode(grad_y)))
+
+    def _loss_pull(self, weights: Tree, x: Arrays, targets_BL: jax.Array):
+        def loss(weights: Tree, x: jax.Array) -> jax.Array:
+            return self.functions.loss(weights, x, targets_BL)
+
+        loss_sum, vjp = self._vjp(loss, weights, x)
+        return *self._split(vjp(jnp.ones_like(loss_sum))), loss_sum
+
+    def _split(self, gradients: tuple[Tree, ...]) -> tuple[Arrays, Tree]:
+        """Encoded gradient of the input, gradient of the weights."""
+        if self.functions.is_first:
+            return (), gradients[0]
+        return self.codec.encode(gradients[1]), gradients[0]
+
+
+def _add_if_finite(
+    gradient_sum: Tree, gradients: Tree, others: Tree
+) -> tuple[jax.Array, Tree]:
+    """Adds ``gradients`` if the new sum and ``others`` are finite."""
+    added = jax.tree.map(
+        lambda total, gradient: total + gradient.astype(total.dtype),
+        gradient_sum,
+        gradients,
+    )
+    finite = _all_finite((added, others))
+    chosen = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), added, gradient_sum
+    )
+    return finite, chosen
+
+
+def _all_finite(tree: Tree) -> jax.Array:
+    flags = [
+        jnp.all(jnp.isfinite(leaf))
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    return jnp.all(jnp.stack(flags)) if flags else jnp.array(True)
+
+
+def _zeros(shapes: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

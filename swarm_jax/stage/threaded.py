@@ -1,0 +1,79 @@
+"""The device behind a dispatch thread: what live stage servers use.
+
+Programs are launched by one thread, in order, and not waited for: the device then has
+its next one at hand. Other threads wait for results and move arrays to and fro.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+
+from swarm_jax.stage.compute import StageCompute
+from swarm_jax.stage.programs import StagePrograms
+from swarm_jax.stage.queue import Finished, Operation
+
+
+class ThreadedCompute(StageCompute):
+    """One stage on this process's default device.
+
+    Args:
+        programs: What the device runs.
+        params: Initial parameters.
+        depth: Operations that the device holds at once.
+    """
+
+    def __init__(self, programs: StagePrograms, params: Any, depth: int = 2):
+        self._threads = _Threads(depth)
+        on_host = jax.default_backend() == "cpu"
+        super().__init__(
+            programs,
+            params,
+            self._threads,
+            depth=depth,
+            close=self._threads.close,
+            **({} if on_host else {"upload": self._threads.upload}),
+        )
+
+
+class _Threads:
+    """Runner with a thread that launches, some that fetch and some that upload."""
+
+    def __init__(self, depth: int):
+        self._launcher = ThreadPoolExecutor(1, "device")
+        self._fetchers = ThreadPoolExecutor(depth, "fetch")
+        self._uploaders = ThreadPoolExecutor(2, "upload")
+
+    def start(self, operation: Operation, done: Callable[[Finished], None]) -> None:
+        loop = asyncio.get_running_loop()
+        started_s = ready_s = 0.0
+
+        def launch():
+            nonlocal started_s
+            started_s = time.perf_counter()
+            return operation.launch()
+
+        def fetch(launched: Future):
+            nonlocal ready_s
+            values = jax.block_until_ready(launched.result())
+            ready_s = time.perf_counter()
+            return operation.fetch(values)
+
+        def report(fetched: Future) -> None:
+            loop.call_soon_threadsafe(done, Finished(fetched, started_s, ready_s))
+
+        def fetch_later(launched: Future) -> None:
+            self._fetchers.submit(fetch, launched).add_done_callback(report)
+
+        self._launcher.submit(launch).add_done_callback(fetch_later)
+
+    def upload(self, arrays: Any) -> Callable[[], Any]:
+        return self._uploaders.submit(jax.device_put, arrays).result
+
+    def close(self) -> None:
+        """Waits for what has been started; nothing new may be started after."""
+        for executor in (self._launcher, self._fetchers, self._uploaders):
+            executor.shutdown()
