@@ -9,7 +9,9 @@ size, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -87,45 +89,82 @@ def attend(
         return jax.nn.dot_product_attention(
             q_BLHK, k_BMHK, v_BMHK, is_causal=True, implementation="cudnn"
         )
+    return _attend_by_scores(q_BLHK, k_BMHK, v_BMHK, numerics.parameter)
+
+
+def recomputed(function: Callable, **options) -> Callable:
+    """Keeps the function's inputs for the backward pass and nothing from inside it.
+
+    Meant for what is cheap to do again and expensive to keep: a norm's float32 copies
+    of the stream, the six arrays inside a GELU, attention's L * L weights. It halves
+    the residuals and is faster, also on a CPU, since memory is the limit there.
+    """
+    return jax.checkpoint(function, prevent_cse=False, **options)
+
+
+@partial(recomputed, static_argnums=3)
+def _attend_by_scores(
+    q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, dtype: DTypeLike
+) -> jax.Array:
     length, size = q_BLHK.shape[1], q_BLHK.shape[3]
     scores_BHLM = jnp.einsum(
-        "blhk,bmhk->bhlm", q_BLHK, k_BMHK, preferred_element_type=numerics.parameter
+        "blhk,bmhk->bhlm", q_BLHK, k_BMHK, preferred_element_type=dtype
     )
-    causal_LM = np.tri(length, dtype=bool)
-    weights_BHLM = jax.nn.softmax(
-        scores_BHLM / math.sqrt(size), where=causal_LM[None, None]
-    )
+    mask_LM = np.where(np.tri(length, dtype=bool), 0, -np.inf)
+    mask_BHLM = jnp.asarray(mask_LM[None, None], dtype)
+    weights_BHLM = jax.nn.softmax(scores_BHLM / math.sqrt(size) + mask_BHLM)
     return jnp.einsum("bhlm,bmhk->blhk", weights_BHLM.astype(v_BMHK.dtype), v_BMHK)
 
 
-def _norm(config: GPTConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    return nnx.RMSNorm(
-        config.model_dim,
-        epsilon=config.norm_epsilon,
-        dtype=numerics.parameter,
-        param_dtype=numerics.parameter,
-        rngs=rngs,
-    )
+class Norm(nnx.RMSNorm):
+    """RMSNorm in the parameter dtype, with its result in the compute dtype."""
+
+    def __init__(self, config: GPTConfig, numerics: Numerics, rngs: nnx.Rngs):
+        super().__init__(
+            config.model_dim,
+            epsilon=config.norm_epsilon,
+            dtype=numerics.parameter,
+            param_dtype=numerics.parameter,
+            rngs=rngs,
+        )
+        self.numerics = numerics
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        normed = super().__call__
+        return recomputed(lambda x: normed(x).astype(self.numerics.compute))(x_BLD)
 
 
-def _matrix(
-    inputs: int,
-    outputs: int,
-    deviation: float,
-    numerics: Numerics,
-    rngs: nnx.Rngs,
-    result: DTypeLike | None = None,
-) -> nnx.Linear:
-    return nnx.Linear(
-        inputs,
-        outputs,
-        use_bias=False,
-        dtype=numerics.compute,
-        param_dtype=numerics.parameter,
-        preferred_element_type=result,
-        kernel_init=uniform(deviation),
-        rngs=rngs,
-    )
+class Matrix(nnx.Linear):
+    """Product with a matrix ``kernel`` [inputs, outputs], in the compute dtype."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        deviation: float,
+        numerics: Numerics,
+        rngs: nnx.Rngs,
+        result: DTypeLike | None = None,
+    ):
+        super().__init__(
+            inputs,
+            outputs,
+            use_bias=False,
+            dtype=numerics.compute,
+            param_dtype=numerics.parameter,
+            preferred_element_type=result,
+            kernel_init=uniform(deviation),
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Flattens all axes but the last.
+
+        With more of them, the product for the kernel's gradient comes out transposed,
+        and on a CPU it takes twice as long.
+        """
+        y = super().__call__(x.reshape(-1, x.shape[-1]))
+        return y.reshape(*x.shape[:-1], -1)
 
 
 class Embedding(nnx.Module):
@@ -153,8 +192,8 @@ class Attention(nnx.Module):
 
     def __init__(self, config: GPTConfig, numerics: Numerics, rngs: nnx.Rngs):
         width, scale = config.model_dim, config.init_scale
-        self.qkv = _matrix(width, 3 * width, scale, numerics, rngs)
-        self.output = _matrix(width, width, _residual(config), numerics, rngs)
+        self.qkv = Matrix(width, 3 * width, scale, numerics, rngs)
+        self.output = Matrix(width, width, _residual(config), numerics, rngs)
         self.num_heads = config.num_heads
         self.rope_base = config.rope_base
         self.numerics = numerics
@@ -169,38 +208,44 @@ class Attention(nnx.Module):
         return self.output(mixed_BLHK.reshape(x_BLD.shape))
 
 
+_gelu = recomputed(jax.nn.gelu)
+
+
+@recomputed
+def _gated_gelu(gate_BLF: jax.Array, hidden_BLF: jax.Array) -> jax.Array:
+    return jax.nn.gelu(gate_BLF) * hidden_BLF
+
+
 class FeedForward(nnx.Module):
     """GELU (tanh form) of one product, or gated by another (GEGLU, Shazeer 2020)."""
 
     def __init__(self, config: GPTConfig, numerics: Numerics, rngs: nnx.Rngs):
         width, hidden, scale = config.model_dim, config.ffn_dim, config.init_scale
-        self.input = _matrix(width, hidden, scale, numerics, rngs)
+        self.input = Matrix(width, hidden, scale, numerics, rngs)
         if config.feed_forward == "geglu":
-            self.gate = _matrix(width, hidden, scale, numerics, rngs)
-        self.output = _matrix(hidden, width, _residual(config), numerics, rngs)
+            self.gate = Matrix(width, hidden, scale, numerics, rngs)
+        self.output = Matrix(hidden, width, _residual(config), numerics, rngs)
         self.gated = config.feed_forward == "geglu"
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         hidden_BLF = self.input(x_BLD)
         if self.gated:
-            return self.output(jax.nn.gelu(self.gate(x_BLD)) * hidden_BLF)
-        return self.output(jax.nn.gelu(hidden_BLF))
+            return self.output(_gated_gelu(self.gate(x_BLD), hidden_BLF))
+        return self.output(_gelu(hidden_BLF))
 
 
 class Block(nnx.Module):
     """One Transformer layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
     def __init__(self, config: GPTConfig, numerics: Numerics, rngs: nnx.Rngs):
-        self.attention_norm = _norm(config, numerics, rngs)
+        self.attention_norm = Norm(config, numerics, rngs)
         self.attention = Attention(config, numerics, rngs)
-        self.feed_forward_norm = _norm(config, numerics, rngs)
+        self.feed_forward_norm = Norm(config, numerics, rngs)
         self.feed_forward = FeedForward(config, numerics, rngs)
-        self.numerics = numerics
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        compute = self.numerics.compute
-        x_BLD += self.attention(self.attention_norm(x_BLD).astype(compute))
-        return x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD).astype(compute))
+        x_BLD += self.attention(self.attention_norm(x_BLD))
+        return x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))
 
 
 class Head(nnx.Module):
@@ -211,8 +256,8 @@ class Head(nnx.Module):
     """
 
     def __init__(self, config: GPTConfig, numerics: Numerics, rngs: nnx.Rngs):
-        self.norm = _norm(config, numerics, rngs)
-        self.output = _matrix(
+        self.norm = Norm(config, numerics, rngs)
+        self.output = Matrix(
             config.model_dim,
             config.vocab_size,
             config.init_scale,
@@ -220,11 +265,10 @@ class Head(nnx.Module):
             rngs,
             result=numerics.parameter,
         )
-        self.numerics = numerics
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         """Returns logits_BLV in the parameter dtype."""
-        return self.output(self.norm(x_BLD).astype(self.numerics.compute))
+        return self.output(self.norm(x_BLD))
 
 
 def _residual(config: GPTConfig) -> float:
