@@ -164,7 +164,10 @@ def from_header(header: Mapping[str, Any]) -> Request:
     if kind is None:
         raise MalformedHeader(f"unknown operation {header.get('op')!r:.40}")
     return kind(
-        **{entry.name: read(header, entry.name, entry.type) for entry in _fields(kind)}
+        **{
+            entry.name: read(header, entry.name, entry.type)
+            for entry in dataclasses.fields(kind)
+        }
     )
 
 
@@ -222,10 +225,6 @@ def commit_from_header(header: Mapping[str, Any]) -> CommitRecord | None:
     return read(header, "last_commit", "CommitRecord | None")
 
 
-def _fields(kind: type) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(kind)
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, (frozenset, set)):
         return sorted(value)
@@ -274,6 +273,12 @@ def _round(value: Any) -> Round:
     return Round(_int(number), _str(trainer), _int(pass_))
 
 
+def _names(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise TypeError
+    return {_str(key): _str(name) for key, name in value.items()}
+
+
 def _losses(value: Any) -> dict[int, float]:
     return {_int(index): _float(loss) for index, loss in value}
 
@@ -287,7 +292,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "MicrobatchID": lambda value: MicrobatchID(*(_int(part) for part in value)),
     "frozenset[int]": lambda value: frozenset(_int(item) for item in value),
     "frozenset[str]": lambda value: frozenset(_str(item) for item in value),
-    "dict[str, str]": lambda value: {_str(k): _str(v) for k, v in value.items()},
+    "dict[str, str]": _names,
     "float | None": _optional(_positive),
     "int | None": _optional(_int),
     "CommitRecord | None": _optional(

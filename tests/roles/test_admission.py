@@ -1,0 +1,121 @@
+"""What a stage server lets in at the door, and what it says to the rest."""
+
+import numpy as np
+import pytest
+
+from swarm_jax.core.ids import MicrobatchID, Round
+from swarm_jax.errors import BadMessage
+from swarm_jax.roles.messages import Collect, Relay, Status, to_header
+from swarm_jax.sim.clock import run_virtual
+
+ROUND = Round(1, "trainer", 1)
+SPECS = [("int32", (2, 4)), ("float32", (2, 4, 8))]
+
+
+def relay(config, swarm=None, **fields):
+    defaults = {
+        "round": ROUND,
+        "stage": 1,
+        "id": MicrobatchID(0, 0),
+        "counted_by": frozenset({1}),
+        "training": True,
+        "avoid": frozenset(),
+        "budget_s": 60.0,
+    }
+    return to_header(Relay(**defaults | fields), swarm or config.swarm_fingerprint())
+
+
+@pytest.fixture
+def server(config, make_swarm):
+    async def start():
+        swarm = make_swarm(config, [0, 0, 0])
+        return swarm.servers[swarm.start_peer(1)]
+
+    return run_virtual(start())
+
+
+def test_a_good_request_is_let_in(config, server):
+    assert server.admit("peer", relay(config), SPECS) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"stage": 2}, Status.WRONG_STAGE),
+        ({"id": MicrobatchID(7, 0)}, Status.WRONG_STEP),
+        ({"swarm": "another"}, Status.WRONG_SWARM),
+    ],
+)
+def test_who_came_to_the_wrong_place_is_told_so(config, server, fields, status):
+    answer = server.admit("peer", relay(config, **fields), SPECS)
+    assert answer.header["status"] == status
+
+
+def test_an_older_round_is_refused_with_the_promise(config, server):
+    server.state.promise_to(Round(2, "other", 0))
+    answer = server.admit("peer", relay(config), SPECS)
+    assert answer.header["status"] == Status.OLD_ROUND
+    assert answer.header["promise"] == [2, "other", 0]
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        [],
+        [("int32", (2, 4))],
+        [("int32", (2, 4)), ("float64", (2, 4, 8))],
+        [("int32", (2, 4)), ("float32", (4, 4, 8))],
+        [("int64", (2, 4)), ("float32", (2, 4, 8))],
+    ],
+)
+def test_a_wrong_dtype_or_shape_drops_the_sender(config, server, specs):
+    with pytest.raises(BadMessage, match="stage 1, which takes .*is its config the"):
+        server.admit("peer", relay(config), specs)
+
+
+def test_a_microbatch_that_does_not_exist_drops_the_sender(config, server):
+    with pytest.raises(BadMessage, match="there is no microbatch 6"):
+        server.admit("peer", relay(config, id=MicrobatchID(0, 6)), SPECS)
+
+
+def test_a_malformed_header_drops_the_sender(config, server):
+    with pytest.raises(BadMessage, match="field 'round'"):
+        server.admit("peer", relay(config) | {"round": "now"}, SPECS)
+
+
+def test_arrays_where_none_belong_drop_the_sender(config, server):
+    header = to_header(Collect(round=ROUND), config.swarm_fingerprint())
+    with pytest.raises(BadMessage, match="collect carries no arrays"):
+        server.admit("peer", header, SPECS)
+
+
+def test_who_is_not_on_the_allow_list_is_dropped(config, server):
+    server._authorised = lambda peer: peer == "friend"
+    assert server.admit("friend", relay(config), SPECS) is None
+    with pytest.raises(BadMessage, match="allow-list"):
+        server.admit("stranger", relay(config), SPECS)
+
+
+def test_a_full_server_answers_busy(config, make_swarm):
+    config.tuning.max_queue = 1
+
+    async def main():
+        swarm = make_swarm(config, [1, 1, 1])
+        totals = await swarm.run()
+        return totals
+
+    assert run_virtual(main()).microbatches.exact
+
+
+def test_tokens_outside_the_vocabulary_drop_the_sender(config, server):
+    targets = np.full((2, 4), config.model.vocab_size, np.int32)
+    message_header = relay(config)
+
+    async def send():
+        from swarm_jax.net.protocols import Message
+
+        x_BLD = np.zeros((2, 4, 8), np.float32)
+        await server.handle("peer", Message(message_header, [targets, x_BLD]))
+
+    with pytest.raises(BadMessage, match="outside the vocabulary"):
+        run_virtual(send())

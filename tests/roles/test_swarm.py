@@ -1,0 +1,227 @@
+"""Whole swarms on virtual time: exactly once, equal replicas, plain failures."""
+
+import asyncio
+import logging
+
+import numpy as np
+import pytest
+
+from swarm_jax.core.ledger import Audit
+from swarm_jax.errors import ConfigError, Diverged
+from swarm_jax.net.local import LocalNetwork
+from swarm_jax.roles.compute import Forward
+from swarm_jax.sim.clock import run_virtual
+
+
+async def final_states(swarm):
+    """State of each peer that is at the last step, by peer id."""
+    return {
+        peer: await swarm.computes[peer].state()
+        for peer, server in swarm.servers.items()
+        if server.state.step == swarm.config.steps
+    }
+
+
+def train(swarm, disturb=None):
+    """Runs a swarm to its end; returns its totals and the peers' final states."""
+
+    async def main():
+        disturbance = asyncio.ensure_future(disturb(swarm)) if disturb else None
+        totals = await swarm.run()
+        if disturbance:
+            await disturbance
+        return totals, await final_states(swarm)
+
+    return run_virtual(main())
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def assert_exact(swarm, totals):
+    expected = swarm.config.microbatches_per_step * swarm.config.steps
+    assert totals.microbatches == Audit(expected, expected, 0, 0)
+    for record in swarm.steps:
+        assert record["microbatches_counted_once"] == record["microbatches_expected"]
+
+
+def assert_close(states, reference):
+    """Every replica has the reference's state, but for the order of additions."""
+    for peer, state in states.items():
+        expected = next(s for p, s in reference.items() if p[:6] == peer[:6])
+        for ours, theirs in zip(state, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_every_microbatch_counts_once_and_replicas_are_equal(config, make_swarm):
+    swarm = make_swarm(config, [2, 3, 1])
+    totals, states = train(swarm)
+    assert_exact(swarm, totals)
+    assert len(swarm.steps) == config.steps and len(states) == 6
+    for stage in range(3):
+        replicas = [s for p, s in states.items() if p.startswith(f"stage{stage}")]
+        for replica in replicas[1:]:
+            for ours, theirs in zip(replica, replicas[0], strict=True):
+                assert ours.tobytes() == theirs.tobytes()
+
+
+def test_all_peers_of_a_stage_take_their_share(config, make_swarm):
+    swarm = make_swarm(config, [1, 2, 1])
+    train(swarm)
+    for peer in ("stage1-0", "stage1-1"):
+        counted = sum(r["microbatches_counted"] for r in swarm.peer_steps[peer])
+        assert counted >= config.steps * config.microbatches_per_step / 4
+
+
+@pytest.mark.parametrize("victim", ["stage0-0", "stage1-0", "stage2-0"])
+def test_a_killed_peer_changes_nothing(config, make_swarm, victim):
+    _, reference = train(make_swarm(config, [2, 2, 2]))
+
+    async def kill_in_the_middle_of_a_step(swarm):
+        state = swarm.servers[victim].state
+        await until(lambda: state.step == 2 and len(state.ledger) == 1)
+        await swarm.kill(victim)
+
+    swarm = make_swarm(config, [2, 2, 2])
+    totals, states = train(swarm, kill_in_the_middle_of_a_step)
+    assert_exact(swarm, totals)
+    assert victim not in states and len(states) == 5
+    assert_close(states, reference)
+
+
+def test_only_the_stages_that_lost_a_microbatch_count_it_again(config, make_swarm):
+    async def kill(swarm):
+        upstream, victim = (
+            swarm.servers[peer].state for peer in ("stage0-0", "stage1-0")
+        )
+        await until(lambda: upstream.ledger.counted & victim.ledger.counted)
+        await swarm.kill("stage1-0")
+
+    swarm = make_swarm(config, [1, 2, 1])
+    totals, _ = train(swarm, kill)
+    assert_exact(swarm, totals)
+    assert totals.answered > config.steps * config.microbatches_per_step
+
+
+def test_a_frozen_peer_is_left_and_does_no_harm_when_it_wakes(config, make_swarm):
+    async def freeze(swarm):
+        state = swarm.servers["stage1-0"].state
+        await until(lambda: state.step == 1 and len(state.ledger) == 1)
+        swarm.network.freeze("stage1-0")
+        await asyncio.sleep(6.0)
+        swarm.network.thaw("stage1-0")
+
+    swarm = make_swarm(config, [1, 2, 1])
+    totals, _ = train(swarm, freeze)
+    assert_exact(swarm, totals)
+
+
+def test_a_stage_without_a_peer_is_named_and_the_run_goes_on(
+    config, make_swarm, caplog
+):
+    caplog.set_level(logging.WARNING)
+
+    async def join_late(swarm):
+        await asyncio.sleep(25.0)
+        lines = [r.message for r in caplog.records if "Waiting" in r.message]
+        assert len(lines) >= 3, "said at once, then every ten seconds"
+        assert "stage 1: no live peer" in lines[-1]
+        assert "start a peer of stage 1" in lines[-1]
+        assert "Waiting" in swarm.seconds[-1]["waiting"]
+        swarm.start_peer(1)
+
+    swarm = make_swarm(config, [1, 0, 1])
+    totals, _ = train(swarm, join_late)
+    assert_exact(swarm, totals)
+    assert swarm.seconds[-1]["waiting"] is None
+
+
+def test_a_late_peer_takes_the_state_of_its_stage(config, make_swarm):
+    config.tuning.directory_refresh_s = 0.05
+
+    async def join(swarm):
+        await until(lambda: swarm.servers["stage1-0"].state.step == 2)
+        swarm.start_peer(1)
+
+    swarm = make_swarm(config, [1, 1, 1])
+    totals, states = train(swarm, join)
+    assert_exact(swarm, totals)
+    for ours, theirs in zip(states["stage1-1"], states["stage1-0"], strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+    counted = [r["microbatches_counted"] for r in swarm.peer_steps["stage1-1"]]
+    assert sum(counted) > 0
+
+
+def test_another_experiment_under_the_same_name_is_refused(config, make_swarm):
+    other = make_swarm(config, [1, 1, 1])
+    network = LocalNetwork()
+
+    async def main():
+        first = make_swarm(config, [1, 1, 1], network=network)
+        training = asyncio.ensure_future(first.run())
+        await asyncio.sleep(0.1)
+        other.config.model.ffn_dim = 32
+        second = make_swarm(other.config, [0, 0, 0], network=network)
+        with pytest.raises(ConfigError, match=r"model.ffn_dim \(here 32, there 16\)"):
+            await second.make_trainer("trainer2").run()
+        await training
+
+    run_virtual(main())
+
+
+class _Broken:
+    """A device whose forward pass gives non-finite values for one microbatch."""
+
+    def __init__(self, compute, bad_tokens):
+        self._compute = compute
+        self._bad_tokens = bad_tokens
+
+    def __getattr__(self, name):
+        return getattr(self._compute, name)
+
+    async def forward(self, x, **kwargs):
+        if np.array_equal(x[0], self._bad_tokens):
+            return Forward([], None, False, 0.0)
+        return await self._compute.forward(x, **kwargs)
+
+
+def break_peers(swarm, peers, *, step, index):
+    bad = swarm.data.microbatch(step, index).inputs
+    for peer in peers:
+        compute = _Broken(swarm.computes[peer], bad)
+        swarm.servers[peer]._relaying._compute = compute
+
+
+def test_non_finite_values_on_one_peer_are_retried_elsewhere(config, make_swarm):
+    async def break_one(swarm):
+        break_peers(swarm, ["stage0-0"], step=1, index=0)
+
+    swarm = make_swarm(config, [2, 1, 1])
+    totals, states = train(swarm, break_one)
+    assert_exact(swarm, totals)
+    assert len(states) == 4
+
+
+def test_a_diverged_model_stops_the_run_and_bans_nobody(config, make_swarm, caplog):
+    async def break_both(swarm):
+        break_peers(swarm, ["stage0-0", "stage0-1"], step=1, index=3)
+
+    with pytest.raises(Diverged, match=r"step 1: microbatch 3 .* in stage 0"):
+        train(make_swarm(config, [2, 1, 1]), break_both)
+    assert "failed, trying another" not in caplog.text
+
+
+def test_a_diverged_step_can_be_skipped_and_is_counted(config, make_swarm):
+    config.swarm.on_nonfinite = "skip_step"
+
+    async def break_both(swarm):
+        break_peers(swarm, ["stage0-0", "stage0-1"], step=1, index=3)
+
+    swarm = make_swarm(config, [2, 1, 1])
+    totals, states = train(swarm, break_both)
+    assert totals.skipped_steps == 1 and totals.steps == config.steps
+    assert totals.microbatches.exact
+    assert [r.get("skipped", False) for r in swarm.steps] == [i == 1 for i in range(6)]
+    assert len(states) == 4
