@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from swarm_jax.stage.whole_model import make_train_step
+
+
+def loss(params, inputs_BL, targets_BL):
+    """A quadratic with a gradient that can be written down."""
+    predicted_BL = params["slope"] * inputs_BL + params["offset"]
+    return jnp.sum(jnp.square(predicted_BL - targets_BL), where=targets_BL >= 0)
+
+
+@pytest.fixture
+def batch():
+    generator = np.random.default_rng(0)
+    inputs_NL = generator.normal(size=(6, 4)).astype(np.float32)
+    targets_NL = generator.integers(-1, 5, size=(6, 4)).astype(np.int32)
+    return inputs_NL, targets_NL
+
+
+@pytest.mark.parametrize("microbatch_size", [1, 2, 6])
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_step_follows_the_mean_gradient_over_loss_tokens(
+    microbatch_size, clip_norm, batch
+):
+    inputs_NL, targets_NL = batch
+    params = {"slope": jnp.float32(0.5), "offset": jnp.float32(-1.0)}
+    init_optimizer, step = make_train_step(
+        loss, optax.sgd(0.1), clip_norm=clip_norm, microbatch_size=microbatch_size
+    )
+    counted = targets_NL >= 0
+    errors = (0.5 * inputs_NL - 1.0 - targets_NL)[counted]
+    slope, offset = np.mean(2 * errors * inputs_NL[counted]), np.mean(2 * errors)
+    norm = np.hypot(slope, offset)
+    rate = 0.1 * (min(1.0, clip_norm / norm) if clip_norm else 1.0)
+
+    updated, _, mean_loss, gradient_norm = step(
+        params, init_optimizer(params), inputs_NL, targets_NL
+    )
+    assert float(mean_loss) == pytest.approx(np.mean(errors**2), rel=1e-5)
+    assert float(gradient_norm) == pytest.approx(norm, rel=1e-5)
+    assert float(updated["slope"]) == pytest.approx(0.5 - rate * slope, rel=1e-5)
+    assert float(updated["offset"]) == pytest.approx(-1.0 - rate * offset, rel=1e-5)
+    assert jax.tree.structure(updated) == jax.tree.structure({"slope": 0, "offset": 0})
