@@ -65,7 +65,7 @@ class DataConfig:
 
     Attributes:
         corpus: "stdlib" (source of the running interpreter's standard library),
-            "files:GLOB_OR_FOLDER" (local text files) or "tfds:NAME" (catalogue).
+            "files:FOLDER_OR_GLOB" (local text files) or "tfds:NAME" (catalogue).
         text_field: Field of a TFDS example that holds the text.
         tokenizer: "bytes" (256 + end-of-text) or "bpe" (trained on the corpus).
         bpe_vocab_size: Size of the BPE vocabulary, end-of-text included.
@@ -83,14 +83,21 @@ class DataConfig:
     max_corpus_bytes: int | None = None
 
     def __post_init__(self):
-        kind = self.corpus.split(":", 1)[0]
-        if self.corpus != "stdlib" and kind not in ("files", "tfds"):
+        kind, _, where = self.corpus.partition(":")
+        if self.corpus != "stdlib" and not (kind in ("files", "tfds") and where):
             raise ConfigError(
                 f"data.corpus={self.corpus!r}: use 'stdlib', 'files:FOLDER_OR_GLOB' or "
                 "'tfds:NAME'"
             )
         _one_of("data.tokenizer", self.tokenizer, TOKENIZERS)
+        _at_least("data.bpe_vocab_size", self.bpe_vocab_size, 257)
         _at_least("data.target_batch_size", self.target_batch_size, 1)
+        limit = self.max_corpus_bytes
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise ConfigError(
+                f"data.max_corpus_bytes={limit!r}: use a number of bytes, or None for "
+                "the whole corpus"
+            )
         if not 0 < self.held_out_fraction < 1:
             raise ConfigError(
                 f"data.held_out_fraction={self.held_out_fraction}: use a number "
@@ -218,6 +225,7 @@ class ExperimentConfig:
                 f"run_id={self.run_id!r}: use letters, digits and '_' (it becomes part "
                 "of directory keys)"
             )
+        _at_least("seed", self.seed, 0)
         _at_least("steps", self.steps, 1)
 
     def check(self) -> "ExperimentConfig":

@@ -12,7 +12,7 @@ mass when the vocabulary is large.
 
 import numpy as np
 
-_TOKENS_AT_ONCE = 1 << 24
+_TOKENS_AT_ONCE = 1 << 20
 
 
 def bigram_loss(

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import socket
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -34,6 +34,7 @@ from swarm_jax.data.corpus import (
     open_corpus,
 )
 from swarm_jax.data.tokenizer import ByteTokenizer, Tokenizer, train_bpe
+from swarm_jax.errors import ConfigError
 
 FORMAT = 1
 """Part of every key: raise it when the same settings would give other files."""
@@ -107,9 +108,7 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def _build(config: DataConfig, corpus: Corpus, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(folder.parent)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_partial_prefix()))
+    partial = _make_partial(folder.parent)
     try:
         _fill(partial, config, corpus)
         _publish(partial, folder)
@@ -222,13 +221,27 @@ def _publish(partial: Path, folder: Path) -> None:
             raise
 
 
+def _make_partial(cache_dir: Path) -> Path:
+    partial = cache_dir / f"{_partial_prefix()}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(cache_dir)
+        partial.mkdir()
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write to the data cache {cache_dir}: {error.strerror}. Make it "
+            "writable or choose another folder"
+        ) from error
+    return partial
+
+
 def _partial_prefix() -> str:
-    return f".partial-{socket.gethostname()}-{os.getpid()}-"
+    return f".partial-{socket.gethostname()}-"
 
 
 def _remove_abandoned(cache_dir: Path) -> None:
     """Removes what killed builds of this host have left."""
-    for path in cache_dir.glob(f".partial-{socket.gethostname()}-*"):
+    for path in cache_dir.glob(f"{_partial_prefix()}*"):
         pid = int(path.name.rsplit("-", 2)[1])
         if not _is_running(pid):
             shutil.rmtree(path, ignore_errors=True)

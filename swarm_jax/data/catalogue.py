@@ -17,7 +17,7 @@ import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import download_manager, extractor
 
-from swarm_jax.data.corpus import Document, utf8
+from swarm_jax.data.corpus import Document, limited, utf8
 from swarm_jax.errors import ConfigError
 
 _PROBE_TIMEOUT_S = 10.0
@@ -40,22 +40,26 @@ class CatalogueCorpus:
     Args:
         name: "NAME", "NAME/CONFIG", either with ":VERSION" or without.
         text_field: Field of an example that holds its text.
+        max_bytes: Text to read at most; None for all of it.
 
     Raises:
         ConfigError: No such dataset or field, or it cannot be had; says what to do.
     """
 
-    def __init__(self, name: str, text_field: str):
+    def __init__(self, name: str, text_field: str, max_bytes: int | None = None):
         builder = _find(name)
         _check_field(name, builder.info.features, text_field)
         self._text_field = text_field
+        self._max_bytes = max_bytes
         if not builder.is_prepared():
             _check_network(name, builder)
         with _explained(name):
             builder.download_and_prepare(file_format="array_record")
+            if "train" not in builder.info.splits:
+                raise ValueError(f"no split 'train' among {list(builder.info.splits)}")
             self._source = builder.as_data_source("train")
         split = builder.info.splits["train"]
-        size = f"{split.num_examples} examples, {split.num_bytes} bytes"
+        size = f"{max_bytes} of {split.num_bytes} bytes, {split.num_examples} examples"
         self._identity = f"{builder.info.full_name}, {text_field}: {size}"
 
     def identity(self) -> str:
@@ -63,9 +67,11 @@ class CatalogueCorpus:
         return self._identity
 
     def documents(self) -> Iterator[Document]:
-        for index, example in enumerate(self._source):
-            if text := utf8(example[self._text_field]):
-                yield Document(f"train/{index}", text)
+        every = (
+            Document(f"train/{index}", utf8(example[self._text_field]))
+            for index, example in enumerate(self._source)
+        )
+        return limited(every, self._max_bytes)
 
 
 def _find(name: str) -> tfds.core.DatasetBuilder:
@@ -99,7 +105,7 @@ def _check_field(
     if text_field not in texts:
         raise ConfigError(
             f"data.text_field={text_field!r}: tfds:{name} has no such field of text. "
-            f"It has: {', '.join(texts) or 'none'}"
+            f"It has: {', '.join(sorted(texts)) or 'none'}"
         )
 
 

@@ -7,6 +7,7 @@ reading only a part of it (``data.max_corpus_bytes``) still reads a fair sample.
 import glob
 import hashlib
 import os
+import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,44 +46,25 @@ class FileCorpus:
     Args:
         root: Folder that names are relative to.
         paths: The files.
+        max_bytes: Text to read at most; None for all of it.
     """
 
-    def __init__(self, root: Path, paths: Iterable[Path]):
+    def __init__(self, root: Path, paths: Iterable[Path], max_bytes: int | None = None):
         named = {path.relative_to(root).as_posix(): path for path in paths}
         self._files = sorted(named.items(), key=lambda item: hash_of(item[0], "order"))
+        self._max_bytes = max_bytes
 
     def identity(self) -> str:
         return digest_of(self.documents())
 
     def documents(self) -> Iterator[Document]:
-        for name, path in self._files:
-            if text := utf8(path.read_bytes()):
-                yield Document(name, text)
+        """Reads the files.
 
-
-class LimitedCorpus:
-    """The first documents of another corpus, the last of them cut to fit.
-
-    Args:
-        corpus: Where the documents come from.
-        max_bytes: Bytes of UTF-8 text to read at most.
-    """
-
-    def __init__(self, corpus: Corpus, max_bytes: int):
-        self._corpus = corpus
-        self._max_bytes = max_bytes
-
-    def identity(self) -> str:
-        return f"{self._max_bytes} bytes of {self._corpus.identity()}"
-
-    def documents(self) -> Iterator[Document]:
-        left = self._max_bytes
-        for document in self._corpus.documents():
-            text = document.text[:left].decode(errors="ignore").encode()
-            if not text:
-                return
-            yield Document(document.name, text)
-            left -= len(text)
+        Raises:
+            ConfigError: One of them cannot be read.
+        """
+        every = (Document(name, _read(path)) for name, path in self._files)
+        return limited(every, self._max_bytes)
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -93,20 +75,17 @@ def open_corpus(config: DataConfig) -> Corpus:
     """
     kind, _, where = config.corpus.partition(":")
     if kind == "stdlib":
-        corpus: Corpus = stdlib_corpus(Path(sysconfig.get_path("stdlib")))
-    elif kind == "files":
-        corpus = files_corpus(where)
-    else:
-        # Here, since it imports TFDS, which only this kind of corpus needs to open.
-        from swarm_jax.data.catalogue import CatalogueCorpus
+        stdlib = Path(sysconfig.get_path("stdlib"))
+        return stdlib_corpus(stdlib, config.max_corpus_bytes)
+    if kind == "files":
+        return files_corpus(where, config.max_corpus_bytes)
+    # Here, since it imports TFDS, which only this kind of corpus needs to open.
+    from swarm_jax.data.catalogue import CatalogueCorpus
 
-        corpus = CatalogueCorpus(where, config.text_field)
-    if config.max_corpus_bytes is None:
-        return corpus
-    return LimitedCorpus(corpus, config.max_corpus_bytes)
+    return CatalogueCorpus(where, config.text_field, config.max_corpus_bytes)
 
 
-def stdlib_corpus(root: Path) -> FileCorpus:
+def stdlib_corpus(root: Path, max_bytes: int | None = None) -> FileCorpus:
     """Python source below ``root``, without tests, installed packages and build data.
 
     Raises:
@@ -123,10 +102,10 @@ def stdlib_corpus(root: Path) -> FileCorpus:
             f"The interpreter's standard library has no source files in {root}. "
             "Use text of your own: --config.data.corpus=files:FOLDER"
         )
-    return FileCorpus(root, paths)
+    return FileCorpus(root, paths, max_bytes)
 
 
-def files_corpus(where: str) -> FileCorpus:
+def files_corpus(where: str, max_bytes: int | None = None) -> FileCorpus:
     """All files of a folder, hidden ones left out, or all files that a glob matches.
 
     Raises:
@@ -137,7 +116,7 @@ def files_corpus(where: str) -> FileCorpus:
         paths = list(_walk(folder))
         if not paths:
             raise ConfigError(f"data.corpus: the folder {folder} has no files in it")
-        return FileCorpus(folder, paths)
+        return FileCorpus(folder, paths, max_bytes)
     found = [Path(path) for path in glob.glob(str(folder), recursive=True)]
     paths = [path for path in found if path.is_file()]
     if not paths:
@@ -147,7 +126,7 @@ def files_corpus(where: str) -> FileCorpus:
             "'files:FOLDER' or 'files:GLOB', such as 'files:~/books/**/*.txt'"
         )
     root = Path(os.path.commonpath([path.parent for path in paths]))
-    return FileCorpus(root, paths)
+    return FileCorpus(root, paths, max_bytes)
 
 
 def held_out_names(names: Sequence[str], fraction: float) -> set[str]:
@@ -174,6 +153,20 @@ def held_out_names(names: Sequence[str], fraction: float) -> set[str]:
     return set(held_out)
 
 
+def limited(documents: Iterable[Document], max_bytes: int | None) -> Iterator[Document]:
+    """Non-empty documents up to ``max_bytes`` of text, the last one cut to fit."""
+    left = sys.maxsize if max_bytes is None else max_bytes
+    for document in documents:
+        if len(document.text) > left:
+            cut = document.text[:left].decode(errors="ignore").encode()
+            if cut:
+                yield Document(document.name, cut)
+            return
+        if document.text:
+            yield document
+            left -= len(document.text)
+
+
 def digest_of(documents: Iterable[Document]) -> str:
     """SHA-256 over names and texts, each with its length."""
     digest = hashlib.sha256()
@@ -195,7 +188,18 @@ def utf8(raw: bytes) -> bytes:
     return raw.decode(errors="replace").encode()
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return utf8(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f"data.corpus: cannot read {path}: {error.strerror}. Make it readable or "
+            "take it out of the corpus"
+        ) from error
+
+
 def _walk(root: Path, skip: Iterable[str] = ()) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
         folders[:] = [f for f in folders if f not in skip and not f.startswith(".")]
-        yield from (Path(folder, file) for file in files if not file.startswith("."))
+        paths = (Path(folder, file) for file in files if not file.startswith("."))
+        yield from (path for path in paths if path.is_file())
