@@ -105,6 +105,11 @@ class StageCompute:
         self._close = close
 
     @property
+    def params(self) -> Any:
+        """Parameters as the last update left them; the next one takes their buffers."""
+        return self._params
+
+    @property
     def queued(self) -> int:
         return self._queue.queued
 
