@@ -103,7 +103,7 @@ def test_the_picture_shows_stages_peers_and_what_is_missing():
     assert "step 3/10  loss 2.3457" in text
     assert "5 of 8 microbatches answered" in text
     row = next(line for line in text.splitlines() if "stage0-0" in line)
-    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    cells = [cell.strip() for cell in row.strip("\u2502").split("\u2502")]
     assert cells[:4] == ["0", "1", "3", "950"]
     assert cells[4] == "stage0-0 800/s, stage0-1 150/s JOINING"
     assert "stage1-0 was killed by SIGKILL" in text

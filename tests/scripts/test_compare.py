@@ -35,7 +35,7 @@ def make_run(tmp_path):
 
 def rows(output):
     """Cells of each row of a printed table by the row's first cell."""
-    table = [re.split(r"\s*[│┃]\s*", line) for line in output.splitlines()]
+    table = [re.split("\\s*[\u2502\u2503]\\s*", line) for line in output.splitlines()]
     return {cells[1]: cells[2:-1] for cells in table if len(cells) > 3}
 
 
