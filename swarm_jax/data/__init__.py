@@ -3,7 +3,8 @@
     dataset.py    ``open_dataset``: microbatches, validation, digest; Grain's shuffling
     corpus.py     where documents come from: standard library, local files
     catalogue.py  where documents come from: the TFDS catalogue
-    cache.py      builds the local TFDS dataset and its token streams
+    local_tfds.py documents as a TFDS dataset in a folder
+    cache.py      builds that dataset and its token streams, whole or not at all
     tokenizer.py  bytes, or byte-level BPE trained on the training split
     bigram.py     loss of a bigram model: what a language model has to beat
 

@@ -17,11 +17,9 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,14 +31,19 @@ from swarm_jax.data.corpus import (
     held_out_names,
     open_corpus,
 )
+from swarm_jax.data.local_tfds import (
+    SPLITS,
+    TRAIN,
+    VALIDATION,
+    batched,
+    read_tfds,
+    write_tfds,
+)
 from swarm_jax.data.tokenizer import ByteTokenizer, Tokenizer, train_bpe
 from swarm_jax.errors import ConfigError
 
 FORMAT = 1
 """Part of every key: raise it when the same settings would give other files."""
-
-TRAIN, VALIDATION = "train", "validation"
-_DOCUMENTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +95,17 @@ def _key(config: DataConfig, corpus: Corpus) -> str:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether all is there. Sizes are checked too: power may fail after a rename."""
-    if not (folder / "manifest.json").is_file():
+    """Whether all is there. A power failure can cut files that were renamed before."""
+    try:
+        manifest = _read_manifest(folder)
+        sizes = {
+            split: (folder / f"{split}.tokens").stat().st_size
+            for split in manifest.num_tokens
+        }
+    except (OSError, ValueError, TypeError):
         return False
-    manifest = _read_manifest(folder)
     item_bytes = np.dtype(manifest.dtype).itemsize
-    return all(
-        (folder / f"{split}.tokens").stat().st_size == count * item_bytes
-        for split, count in manifest.num_tokens.items()
-    )
+    return sizes == {s: item_bytes * n for s, n in manifest.num_tokens.items()}
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -117,9 +122,8 @@ def _build(config: DataConfig, corpus: Corpus, folder: Path) -> None:
 
 
 def _fill(folder: Path, config: DataConfig, corpus: Corpus) -> None:
-    held_out = held_out_names(
-        [document.name for document in corpus.documents()], config.held_out_fraction
-    )
+    names = [document.name for document in corpus.documents()]
+    held_out = held_out_names(names, config.held_out_fraction)
     write_tfds(
         folder,
         (
@@ -127,23 +131,32 @@ def _fill(folder: Path, config: DataConfig, corpus: Corpus) -> None:
             for document in corpus.documents()
         ),
     )
-    tokenizer: Tokenizer = ByteTokenizer()
-    if config.tokenizer == "bpe":
-        texts = (document.text for document in read_tfds(folder, TRAIN))
-        tokenizer = train_bpe(texts, config.bpe_vocab_size)
+    tokenizer = _make_tokenizer(config, folder)
     (folder / "tokenizer.json").write_text(tokenizer.serialize())
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     num_tokens = {
         split: _write_tokens(
             folder / f"{split}.tokens", read_tfds(folder, split), tokenizer, dtype
         )
-        for split in (TRAIN, VALIDATION)
+        for split in SPLITS
     }
-    parts = [digest_of(read_tfds(folder, split)) for split in (TRAIN, VALIDATION)]
-    parts.append(tokenizer.serialize())
-    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    manifest = Manifest(digest, tokenizer.vocab_size, dtype.str, num_tokens)
+    manifest = Manifest(
+        _digest(folder, tokenizer), tokenizer.vocab_size, dtype.str, num_tokens
+    )
     (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2))
+
+
+def _make_tokenizer(config: DataConfig, folder: Path) -> Tokenizer:
+    if config.tokenizer == "bytes":
+        return ByteTokenizer()
+    texts = (document.text for document in read_tfds(folder, TRAIN))
+    return train_bpe(texts, config.bpe_vocab_size)
+
+
+def _digest(folder: Path, tokenizer: Tokenizer) -> str:
+    parts = [digest_of(read_tfds(folder, split)) for split in SPLITS]
+    text = json.dumps([*parts, tokenizer.serialize()])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write_tokens(
@@ -152,63 +165,12 @@ def _write_tokens(
     num_tokens = 0
     end = np.array([tokenizer.end_of_text], dtype)
     with path.open("wb") as file:
-        for batch in _batched(documents):
+        for batch in batched(documents):
             for ids in tokenizer.encode([document.text for document in batch]):
                 file.write(ids.astype(dtype).tobytes())
                 file.write(end.tobytes())
                 num_tokens += len(ids) + 1
     return num_tokens
-
-
-def write_tfds(folder: Path, documents: Iterable[tuple[str, Document]]) -> None:
-    """Writes a TFDS dataset with splits "train" and "validation" to ``folder``.
-
-    ``SequentialWriter`` is the part of TFDS that keeps our order, prints nothing and
-    needs no TensorFlow for array_record.
-
-    Args:
-        folder: An existing, empty folder.
-        documents: Pairs of split and document.
-    """
-    # Here, since a process that finds its cache complete need not import TFDS.
-    import tensorflow_datasets as tfds
-
-    info = tfds.core.DatasetInfo(
-        builder=tfds.core.dataset_info.DatasetIdentity(
-            name="corpus",
-            version=tfds.core.Version(f"{FORMAT}.0.0"),
-            data_dir=str(folder),
-            module_name=__name__,
-        ),
-        features=tfds.features.FeaturesDict(
-            {"name": tfds.features.Text(), "text": tfds.features.Text()}
-        ),
-    )
-    writer = tfds.core.SequentialWriter(
-        info, max_examples_per_shard=1 << 20, file_format="array_record"
-    )
-    writer.initialize_splits([TRAIN, VALIDATION])
-    for batch in _batched(documents):
-        examples: dict[str, list[dict[str, Any]]] = {TRAIN: [], VALIDATION: []}
-        for split, document in batch:
-            examples[split].append({"name": document.name, "text": document.text})
-        writer.add_examples(examples)
-    writer.close_all()
-
-
-def read_tfds(folder: Path, split: str) -> Iterator[Document]:
-    """Documents of a split of the TFDS dataset in ``folder``, in the order written."""
-    import tensorflow_datasets as tfds
-
-    source = tfds.builder_from_directory(folder).as_data_source(split)
-    for example in source:
-        yield Document(example["name"].decode(), example["text"])
-
-
-def _batched(items: Iterable[Any]) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, _DOCUMENTS_AT_ONCE)):
-        yield batch
 
 
 def _publish(partial: Path, folder: Path) -> None:
@@ -253,5 +215,5 @@ def _is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass  # It runs, but is somebody else's.
     return True

@@ -50,8 +50,8 @@ class FileCorpus:
     """
 
     def __init__(self, root: Path, paths: Iterable[Path], max_bytes: int | None = None):
-        named = {path.relative_to(root).as_posix(): path for path in paths}
-        self._files = sorted(named.items(), key=lambda item: hash_of(item[0], "order"))
+        named = [(_name(path.relative_to(root)), path) for path in paths]
+        self._files = sorted(named, key=lambda item: hash_of(item[0], "order"))
         self._max_bytes = max_bytes
 
     def identity(self) -> str:
@@ -179,13 +179,17 @@ def digest_of(documents: Iterable[Document]) -> str:
 
 def hash_of(name: str, purpose: str) -> int:
     """64 bits of SHA-256, independent for each purpose."""
-    digest = hashlib.sha256(f"{purpose}\0{name}".encode(errors="surrogateescape"))
+    digest = hashlib.sha256(f"{purpose}\0{name}".encode())
     return int.from_bytes(digest.digest()[:8], "big")
 
 
 def utf8(raw: bytes) -> bytes:
     """``raw`` with whatever is no UTF-8 replaced by U+FFFD."""
     return raw.decode(errors="replace").encode()
+
+
+def _name(path: Path) -> str:
+    return utf8(os.fsencode(path.as_posix())).decode()
 
 
 def _read(path: Path) -> bytes:

@@ -12,7 +12,6 @@ stream is all windows, once each, in an order of its own.
 
 # Shape suffixes: B microbatch, L sequence.
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,8 @@ import numpy as np
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.data.bigram import bigram_loss
-from swarm_jax.data.cache import TRAIN, VALIDATION, cached_tokens
+from swarm_jax.data.cache import cached_tokens
+from swarm_jax.data.local_tfds import TRAIN, VALIDATION
 from swarm_jax.errors import ConfigError
 
 
@@ -112,7 +112,7 @@ class TokenDataset:
         )
 
 
-class Windows(Sequence[np.ndarray]):
+class Windows:
     """Non-overlapping windows of L inputs and their L targets; the rest is left.
 
     Args:

@@ -6,7 +6,6 @@ end-of-text, which closes each document.
 
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -91,11 +90,3 @@ def train_bpe(texts: Iterable[bytes], vocab_size: int) -> BPETokenizer:
     )
     tokenizer.train_from_iterator((text.decode() for text in texts), trainer)
     return BPETokenizer(tokenizer.to_str())
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Reads back what ``serialize`` gave."""
-    serialized = path.read_text()
-    if json.loads(serialized).get("type") == "bytes":
-        return ByteTokenizer()
-    return BPETokenizer(serialized)

@@ -11,8 +11,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from swarm_jax.data import cache
-from swarm_jax.data.cache import TRAIN, VALIDATION, cached_tokens, read_tfds
+from swarm_jax.data.cache import cached_tokens
 from swarm_jax.data.corpus import files_corpus
+from swarm_jax.data.local_tfds import TRAIN, VALIDATION, read_tfds
 from swarm_jax.errors import ConfigError
 
 
@@ -151,16 +152,16 @@ def test_killed_build_is_never_read_and_its_rest_is_removed(
     assert manifest == cached_tokens(data, tmp_path / "other")[0]
 
 
-@pytest.mark.parametrize("damage", ["cut", "no manifest"])
-def test_damaged_entry_is_built_again(damage, make_config, cache_dir):
+@pytest.mark.parametrize("file", ["train.tokens", "manifest.json"])
+@pytest.mark.parametrize("damage", ["removed", "emptied"])
+def test_damaged_entry_is_built_again(file, damage, make_config, cache_dir):
     data = make_config().data
     expected, tokens = cached_tokens(data, cache_dir)
     copy = np.array(tokens[TRAIN])
-    [folder] = cache_dir.glob("tokens-*")
-    if damage == "cut":
-        (folder / "train.tokens").write_bytes(b"")
-    else:
-        (folder / "manifest.json").unlink()
+    [folder] = cache_dir.iterdir()
+    (folder / file).unlink()
+    if damage == "emptied":
+        (folder / file).touch()
     manifest, tokens = cached_tokens(data, cache_dir)
     assert manifest == expected
     assert np.array_equal(tokens[TRAIN], copy)

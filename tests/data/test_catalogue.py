@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import requests
 
-from swarm_jax.data.cache import TRAIN, VALIDATION, write_tfds
 from swarm_jax.data.catalogue import CatalogueCorpus
 from swarm_jax.data.corpus import Document
 from swarm_jax.data.dataset import open_dataset
+from swarm_jax.data.local_tfds import TRAIN, VALIDATION, write_tfds
 from swarm_jax.errors import ConfigError
 
 

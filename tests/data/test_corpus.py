@@ -64,9 +64,10 @@ def test_relative_folder_and_moved_folder_have_the_same_identity(
 
 
 def test_bytes_that_are_no_utf8_are_replaced(tmp_path):
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / os.fsdecode(b"caf\xe9")).write_bytes(b"caf\xe9")
     [document] = files_corpus(str(tmp_path)).documents()
     assert document.text.decode() == "caf\N{REPLACEMENT CHARACTER}"
+    assert document.name == "caf\N{REPLACEMENT CHARACTER}"
 
 
 @pytest.mark.parametrize("max_bytes", [1, 2, 3, 500, 5000])

@@ -11,7 +11,6 @@ from swarm_jax.data.tokenizer import (
     END_OF_TEXT,
     BPETokenizer,
     ByteTokenizer,
-    load_tokenizer,
     train_bpe,
 )
 
@@ -60,12 +59,3 @@ def test_bpe_of_the_same_text_is_the_same_in_every_process(bpe):
 
 def test_vocabulary_stays_smaller_when_nothing_is_left_to_merge():
     assert 257 <= train_bpe([b"abc"], 1000).vocab_size < 1000
-
-
-def test_serialized_tokenizers_are_read_back(bpe, tmp_path):
-    for tokenizer in (ByteTokenizer(), bpe):
-        path = tmp_path / "tokenizer.json"
-        path.write_text(tokenizer.serialize())
-        loaded = load_tokenizer(path)
-        assert type(loaded) is type(tokenizer)
-        assert loaded.serialize() == tokenizer.serialize()
