@@ -18,7 +18,6 @@ import argparse
 import ctypes
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -151,11 +150,11 @@ def add_process(parser: Parser) -> None:
     )
 
 
-def add_worker(parser: Parser, role: str) -> None:
+def add_worker(parser: Parser, name: str | None) -> None:
     """Adds what a stage server and a trainer have: ``--workdir``, ``--name``, ...
 
     Args:
-        role: Beginning of the default ``--name``, which no other process has.
+        name: Default of ``--name``; None: the script makes one from the peer id.
     """
     parser.add_argument(
         "--workdir",
@@ -166,8 +165,10 @@ def add_worker(parser: Parser, role: str) -> None:
     )
     parser.add_argument(
         "--name",
-        default=f"{role}-{socket.gethostname()}-{os.getpid()}",
-        help="name of this process in metrics and logs (default: %(default)s)",
+        default=name,
+        help="name of this process in metrics and logs (default: "
+        + (name or "made from the stage and the peer id")
+        + ")",
     )
     add_device(parser)
 

@@ -1,6 +1,5 @@
 """One run on one machine: a bootstrap, stage servers and a trainer, until its end."""
 
-import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -26,10 +25,14 @@ from swarm_jax.launcher.summary import finish_summary, summary_table
 from swarm_jax.metrics import make_workdir
 
 LOOPBACK = ("--host_maddrs", "/ip4/127.0.0.1/tcp/0")
+BOOTSTRAP_FILE = "bootstrap.json"
 BOOTSTRAP_TIMEOUT_S = 120.0
 REFRESH_S = 0.2
 
-RUN_OUTPUT = ("metrics", "logs", "bootstrap.json", "summary.json", "config.json")
+RUN_FILES = (
+    *("metrics/*.jsonl", "logs/*.log", "compare.png"),
+    *("summary.json", "config.json", BOOTSTRAP_FILE),
+)
 """What a run writes into its folder, and all that ``--overwrite`` removes from it."""
 
 
@@ -59,7 +62,7 @@ class LocalSwarm:
 
         Raises:
             ProcessDied: The bootstrap or the trainer ended before the run did, or a
-                stage server could not start.
+                stage server could not start for a reason that its user can mend.
         """
         started_s = time.monotonic()
         _exit_on(signal.SIGTERM, signal.SIGHUP)
@@ -74,7 +77,7 @@ class LocalSwarm:
         console.print(summary_table(summary, self.workdir))
 
     def _start_bootstrap(self, processes: Processes) -> tuple[Child, list[str]]:
-        ready_file = self.workdir / "bootstrap.json"
+        ready_file = self.workdir / BOOTSTRAP_FILE
         arguments = [*self.experiment, *LOOPBACK, "--ready_file", str(ready_file)]
         bootstrap = processes.start(
             "bootstrap",
@@ -137,11 +140,14 @@ class LocalSwarm:
             while trainer.exit_code is None:
                 if bootstrap.exit_code is not None:
                     raise ProcessDied(bootstrap.obituary())
-                for server in servers:
-                    if server.exit_code is not None and server.name not in reported:
-                        reported.add(server.name)
-                        display.notice(_server_ended(server))
+                ended = [s for s in servers if s.exit_code not in (None, 0)]
                 display.update()
+                for server in ended:
+                    if server.name not in reported:
+                        reported.add(server.name)
+                        if server.exit_code == EXIT_BAD_INPUT and view.step == 0:
+                            raise ProcessDied(server.obituary())
+                        display.notice(_server_ended(server))
                 time.sleep(REFRESH_S)
         if trainer.exit_code != 0:
             raise ProcessDied(trainer.obituary())
@@ -156,27 +162,25 @@ def prepare_workdir(workdir: Path, overwrite: bool) -> None:
         ConfigError: An earlier run is there, or the folder cannot be written to.
     """
     make_workdir(workdir)
-    metrics = workdir / "metrics" / "trainer.jsonl"
-    if metrics.exists() and metrics.stat().st_size and not overwrite:
+    metrics = workdir / "metrics"
+    steps = metrics / "trainer.jsonl"
+    is_run = (workdir / "summary.json").exists() or (
+        steps.exists() and steps.stat().st_size > 0
+    )
+    if is_run and not overwrite:
         raise ConfigError(
             f"{workdir} holds an earlier run, and nothing was touched. Choose another "
             "folder with --workdir, or replace that run with --overwrite"
         )
-    for path in (workdir / name for name in RUN_OUTPUT):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    stale = [workdir / BOOTSTRAP_FILE, *metrics.glob("*.jsonl")]
+    if is_run:
+        stale = [path for pattern in RUN_FILES for path in workdir.glob(pattern)]
+    for path in stale:
+        path.unlink(missing_ok=True)
 
 
 def _server_ended(server: Child) -> str:
-    """One line on a dead server; training goes on without it.
-
-    Raises:
-        ProcessDied: It could not start, for a reason that its user can mend.
-    """
-    if server.exit_code == EXIT_BAD_INPUT:
-        raise ProcessDied(server.obituary())
+    """One line on a dead server; training goes on without it."""
     last_line = tail(server.log).splitlines()[-1]
     how = describe_exit(server.exit_code)
     return f"{server.name} {how}, training goes on: {last_line} ({server.log})"

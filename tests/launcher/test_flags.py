@@ -16,7 +16,7 @@ def parser():
     flags.add_experiment(parser)
     flags.add_network(parser)
     flags.add_process(parser)
-    flags.add_worker(parser, role="server")
+    flags.add_worker(parser, name=None)
     return parser
 
 
@@ -35,8 +35,7 @@ def test_defaults_listen_everywhere_and_leave_the_device_to_jax(parser):
     args = parser.parse_args(REQUIRED)
     assert list(args.host_maddrs) == ["/ip4/0.0.0.0/tcp/0"]
     assert list(args.initial_peers) == list(args.announce_maddrs) == []
-    assert (args.device, args.workdir) == (None, Path("runs/x"))
-    assert args.name.startswith("server-") and args.name.endswith(f"-{os.getpid()}")
+    assert (args.device, args.name, args.workdir) == (None, None, Path("runs/x"))
 
 
 @pytest.mark.parametrize(

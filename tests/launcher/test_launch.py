@@ -142,15 +142,31 @@ def test_a_dying_server_and_a_waiting_stage_are_reported_while_training_goes_on(
 
 
 def test_a_server_that_cannot_start_ends_the_run(launch):
-    code, _, errors = launch.finish(FAKE_SERVER="refuse", FAKE_TRAINER="stay")
+    code, _, errors = launch.finish(FAKE_SERVER="refuse", FAKE_TRAINER="no_step")
     assert code == 1
     assert "This port is taken." in errors
+
+
+def test_a_server_that_is_cut_off_later_does_not(launch):
+    process = launch.start(FAKE_SERVER="cut_off", FAKE_TRAINER="wait_for_notice")
+    ended = 0
+    while ended < 2:
+        line = process.stdout.readline()
+        assert line
+        ended += "ended with exit code 2, training goes on" in line
+    (launch.workdir / "noticed").touch()
+    process.communicate(timeout=30)
+    assert process.returncode == 0
 
 
 def test_an_earlier_run_is_kept_unless_told_otherwise(launch):
     earlier = launch.workdir / "metrics" / "trainer.jsonl"
     earlier.parent.mkdir(parents=True)
     earlier.write_text('{"step": 7}\n')
+    others = [launch.workdir / "notes.json", launch.workdir / "logs" / "mine.txt"]
+    others[1].parent.mkdir()
+    for path in others:
+        path.write_text("not written by a run")
     code, _, errors = launch.finish()
     assert code == 2
     assert "another folder with --workdir" in errors and "--overwrite" in errors
@@ -158,6 +174,13 @@ def test_an_earlier_run_is_kept_unless_told_otherwise(launch):
     code, _, _ = launch.finish("--overwrite")
     assert code == 0
     assert '"step": 7' not in earlier.read_text()
+    assert all(path.exists() for path in others)
+
+
+def test_what_a_failed_start_left_is_no_run(launch):
+    assert launch.finish(FAKE_SERVER="refuse", FAKE_TRAINER="no_step")[0] == 1
+    assert (launch.workdir / "bootstrap.json").exists()
+    assert launch.finish()[0] == 0
 
 
 def test_nonsense_is_answered_in_one_line_before_anything_starts(launch):

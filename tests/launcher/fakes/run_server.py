@@ -11,13 +11,17 @@ parser = flags.Parser()
 flags.add_experiment(parser)
 flags.add_network(parser)
 flags.add_process(parser)
-flags.add_worker(parser, role="server")
+flags.add_worker(parser, name=None)
 parser.add_argument("--stage", type=int, required=True)
 args = parser.parse_args()
 assert args.initial_peers == ["/ip4/x", "/ip4/y"]
 behaviour = os.environ.get("FAKE_SERVER")
 if behaviour == "refuse":
     print("This port is taken.")
+    sys.exit(flags.EXIT_BAD_INPUT)
+if behaviour == "cut_off":
+    while not (args.workdir / "trainer.ready").exists():
+        signal.sigtimedwait([signal.SIGUSR1], 0.05)
     sys.exit(flags.EXIT_BAD_INPUT)
 if behaviour == "die" and args.stage == 0:
     print("Out of memory.")

@@ -11,12 +11,14 @@ parser = flags.Parser()
 flags.add_experiment(parser)
 flags.add_network(parser)
 flags.add_process(parser)
-flags.add_worker(parser, role="trainer")
+flags.add_worker(parser, name="trainer")
 flags.add_cache_dir(parser)
 args = parser.parse_args()
 behaviour = os.environ.get("FAKE_TRAINER")
 if behaviour == "die":
     sys.exit("The model diverged at step 3.")
+if behaviour == "no_step":
+    signal.pause()
 MetricsWriter(args.workdir / "metrics" / "trainer.jsonl").write(
     step=1,
     train_loss=2.5,
