@@ -172,7 +172,7 @@ def prepare_workdir(workdir: Path, overwrite: bool) -> None:
             f"{workdir} holds an earlier run, and nothing was touched. Choose another "
             "folder with --workdir, or replace that run with --overwrite"
         )
-    stale = [workdir / BOOTSTRAP_FILE, *metrics.glob("*.jsonl")]
+    stale = [workdir / BOOTSTRAP_FILE, metrics / "swarm.jsonl"]
     if is_run:
         stale = [path for pattern in RUN_FILES for path in workdir.glob(pattern)]
     for path in stale:
