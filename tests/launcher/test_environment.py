@@ -10,12 +10,13 @@ import pytest
 from swarm_jax.errors import ConfigError
 from swarm_jax.launcher.environment import peer_environments, process_environment
 
-COUNT_XLA_THREADS = """
+USE_JAX = """
 import pathlib
 import jax
 jax.jit(lambda x: x @ x)(jax.numpy.ones((512, 512))).block_until_ready()
 names = [p.read_text() for p in pathlib.Path("/proc/self/task").glob("*/comm")]
 print(sum("XLAEigen" in name for name in names))
+print(any(pathlib.Path(jax.config.jax_compilation_cache_dir).iterdir()))
 """
 
 
@@ -32,17 +33,17 @@ def test_cpu_peers_divide_the_cores(monkeypatch, tmp_path):
         assert [e["PJRT_NPROC"] for e in environments] == [threads] * peers
 
 
-def test_xla_obeys_the_number_of_threads(tmp_path):
+def test_jax_obeys_the_number_of_threads_and_fills_the_cache(tmp_path):
     environment = {**os.environ, **process_environment(tmp_path)}
     for threads in ("1", "3"):
         counted = subprocess.run(
-            [sys.executable, "-c", COUNT_XLA_THREADS],
+            [sys.executable, "-c", USE_JAX],
             env=environment | {"PJRT_NPROC": threads},
             capture_output=True,
             check=True,
             text=True,
         )
-        assert counted.stdout.strip() == threads
+        assert counted.stdout.split() == [threads, "True"]
 
 
 def test_gpu_peers_go_round_the_cards_and_divide_shared_ones(monkeypatch, tmp_path):
