@@ -24,6 +24,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -111,7 +112,8 @@ class RunView:
 def render(view: RunView) -> RenderableType:
     """The live picture: a bar, a line, a row per stage, what is wrong."""
     parts: list[RenderableType] = [
-        ProgressBar(total=view.steps, completed=view.step, width=60),
+        # A bar ends without a new line of its own.
+        Padding(ProgressBar(total=view.steps, completed=view.step), expand=False),
         Text(view.step_line()),
     ]
     if view.swarm:
