@@ -79,6 +79,12 @@ def test_digest_names_text_split_and_tokenizer(
     assert len(entries(cache_dir)) == 2
 
 
+def test_another_vocabulary_size_builds_another_tokenizer(make_config, cache_dir):
+    for size in (300, 310):
+        data = make_config(tokenizer="bpe", bpe_vocab_size=size).data
+        assert cached_tokens(data, cache_dir)[0].vocab_size == size
+
+
 def test_bpe_is_trained_on_the_training_split_only(make_config, corpus_dir, cache_dir):
     data = make_config(tokenizer="bpe", bpe_vocab_size=300).data
 

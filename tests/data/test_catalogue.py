@@ -60,7 +60,8 @@ def test_wrong_name_or_field_says_what_there_is(data_dir, name, field, message):
 
 
 def test_without_network_it_says_how_to_get_the_data(data_dir, monkeypatch):
-    def unreachable(url, **kwargs):
+    def unreachable(url, timeout):
+        assert timeout < 60
         raise requests.ConnectionError(f"no route to {url}")
 
     monkeypatch.setattr(requests, "head", unreachable)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swarm_jax.config import DataConfig
 from swarm_jax.data.corpus import files_corpus, held_out_names, stdlib_corpus
 from swarm_jax.errors import ConfigError
 
@@ -119,3 +120,18 @@ def test_held_out_share_is_the_fraction_and_survives_new_documents():
 def test_corpus_that_cannot_be_divided_says_how_to_divide_it(names):
     with pytest.raises(ConfigError, match=f"{len(names)} file.*split -C"):
         held_out_names(names, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"corpus": "files"}, "use 'stdlib', 'files:FOLDER_OR_GLOB'"),
+        ({"corpus": "tfds:"}, "use 'stdlib', 'files:FOLDER_OR_GLOB'"),
+        ({"max_corpus_bytes": 0}, "use a number of bytes"),
+        ({"max_corpus_bytes": "10MB"}, "use a number of bytes"),
+        ({"bpe_vocab_size": 256}, "use 257 or more"),
+    ],
+)
+def test_bad_setting_says_what_to_use(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        DataConfig(**setting)
