@@ -11,13 +11,20 @@ A run folder holds::
 The same schema serves the swarm, the single-process control and PyTorch.
 """
 
+import dataclasses
 import json
 import os
+import platform
+import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
 from swarm_jax.errors import ConfigError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "hivemind", "torch")
+"""Whose versions a run records, where they are installed."""
 
 
 class MetricsWriter:
@@ -53,6 +60,95 @@ def write_json(path: Path, value: Any) -> None:
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(value, indent=2) + "\n")
     partial.replace(path)
+
+
+def write_run_config(workdir: Path, config: Any) -> None:
+    """Writes ``config.json``: what is run, and with which versions.
+
+    Args:
+        config: The ``ExperimentConfig``.
+    """
+    versions = {
+        distribution.name.lower(): distribution.version
+        for distribution in metadata.distributions()
+        if distribution.name.lower() in PACKAGES
+    }
+    record = {
+        "experiment": dataclasses.asdict(config),
+        "model_fingerprint": config.model_fingerprint(),
+        "swarm_fingerprint": config.swarm_fingerprint(),
+        "versions": {"python": platform.python_version(), **versions},
+    }
+    write_json(workdir / "config.json", record)
+
+
+class SingleRun:
+    """Metrics and summary of a run in one process, in the swarm's schema.
+
+    Steps of an earlier run in the same folder are removed.
+
+    Args:
+        workdir: Run folder.
+        steps: Of the whole run.
+        tokens: Loss tokens of a step.
+    """
+
+    def __init__(self, workdir: Path, *, steps: int, tokens: int):
+        self._workdir = workdir
+        self._steps = steps
+        self._tokens = tokens
+        self._timed_s: list[float] = []
+        self._last: dict[str, Any] = {}
+        self._begun_s = time.perf_counter()
+        path = workdir / "metrics" / "trainer.jsonl"
+        path.unlink(missing_ok=True)
+        self._writer = MetricsWriter(path)
+
+    def add_step(self, *, step: int, step_s: float, **record: Any) -> str:
+        """Writes a step's line.
+
+        Args:
+            step: Counted from 1.
+            step_s: Its wall time.
+            **record: train_loss, gradient_norm, learning_rate; validation_loss, if
+                it was measured.
+
+        Returns:
+            The line for people.
+        """
+        tokens_per_s = self._tokens / step_s
+        self._timed_s.append(step_s)
+        self._last |= record
+        self._writer.write(
+            step=step,
+            tokens=self._tokens,
+            step_s=step_s,
+            tokens_per_s=tokens_per_s,
+            **record,
+        )
+        text = f"step {step}/{self._steps}  loss {record['train_loss']:.4f}"
+        if "validation_loss" in record:
+            text += f"  validation loss {record['validation_loss']:.4f}"
+        return f"{text}  {tokens_per_s:,.0f} tokens/s"
+
+    def finish(self, **more: Any) -> dict[str, Any]:
+        """Writes ``summary.json``; the speed leaves out the first step, which compiles.
+
+        Args:
+            **more: What else to say: bigram_loss, parameters.
+        """
+        self._writer.close()
+        timed_s = self._timed_s[1:] or self._timed_s
+        summary = {
+            "steps": len(self._timed_s),
+            "final_train_loss": self._last["train_loss"],
+            "validation_loss": self._last.get("validation_loss"),
+            "tokens_per_s": self._tokens * len(timed_s) / sum(timed_s),
+            "wall_s": time.perf_counter() - self._begun_s,
+            **more,
+        }
+        write_json(self._workdir / "summary.json", summary)
+        return summary
 
 
 def make_workdir(path: Path) -> Path:

@@ -1,39 +1,47 @@
 """AdamW from plain values, and clipping by a norm that spans all stages."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
 
-def make_schedule(
-    *, learning_rate: float, warmup_steps: int, final_learning_rate: float, steps: int
-) -> optax.Schedule:
+class OptimizerSettings(Protocol):
+    """Attributes:
+    learning_rate: Peak, reached after ``warmup_steps``.
+    final_learning_rate: At the experiment's last step.
+    """
+
+    learning_rate: float
+    warmup_steps: int
+    final_learning_rate: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+
+
+def make_schedule(settings: OptimizerSettings, steps: int) -> optax.Schedule:
     """Linear warm-up from 0, then a cosine that ends at ``steps``.
 
     Returns:
         ``schedule(count)``: the learning rate of the update that follows ``count``
         updates; so it is 0 for the first one when there is a warm-up.
     """
+    peak, warmup_steps = settings.learning_rate, settings.warmup_steps
     return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup_steps else learning_rate,
-        peak_value=learning_rate,
+        init_value=0.0 if warmup_steps else peak,
+        peak_value=peak,
         warmup_steps=warmup_steps,
         # optax refuses a cosine of no length, which a warm-up to the end would leave.
         decay_steps=max(steps, warmup_steps + 1),
-        end_value=final_learning_rate,
+        end_value=settings.final_learning_rate,
     )
 
 
 def make_optimizer(
-    schedule: optax.Schedule,
-    decayed: Any,
-    *,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    weight_decay: float,
+    settings: OptimizerSettings, steps: int, decayed: Any
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019) with decoupled decay of matrices.
 
@@ -42,11 +50,11 @@ def make_optimizer(
             The number of axes does not tell, since layers are stacked.
     """
     return optax.adamw(
-        schedule,
-        b1=beta1,
-        b2=beta2,
-        eps=epsilon,
-        weight_decay=weight_decay,
+        make_schedule(settings, steps),
+        b1=settings.beta1,
+        b2=settings.beta2,
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
         mask=decayed,
     )
 

@@ -5,15 +5,26 @@ residuals that leave a program, no queue, no partial norms. What a swarm trains 
 equal to what this trains.
 """
 
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 # Shape suffixes: N sequences of a step, M microbatches of a step, B microbatch,
 # L sequence.
+
+
+class Microbatch(Protocol):
+    """inputs_BL, targets_BL (negative where no loss is taken), how many are not."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    loss_tokens: int
 
 
 def make_train_step(
@@ -65,3 +76,66 @@ def make_train_step(
         return params, opt_state, loss_sum / loss_tokens, gradient_norm
 
     return jax.jit(chain.init), jax.jit(step, donate_argnums=(0, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Attributes:
+    number: Counted from 1.
+    params: After the update; the next step takes their buffers.
+    train_loss: Mean over the step's loss tokens, before the update.
+    gradient_norm: Before clipping.
+    step_s: Wall time.
+    """
+
+    number: int
+    params: Any
+    train_loss: float
+    gradient_norm: float
+    step_s: float
+
+
+def train(
+    step: Callable[..., Any],
+    params: Any,
+    opt_state: Any,
+    microbatches: Callable[[int], Sequence[Microbatch]],
+    steps: int,
+) -> Iterator[Step]:
+    """Trains, and yields after every step.
+
+    Args:
+        step: From ``make_train_step``.
+        microbatches: Of a step, counted from 0. It is called while the device is busy
+            with the step before.
+    """
+    batch = _join(microbatches(0))
+    for number in range(1, steps + 1):
+        started_s = time.perf_counter()
+        params, opt_state, loss, gradient_norm = step(params, opt_state, *batch)
+        if number < steps:
+            batch = _join(microbatches(number))
+        loss, gradient_norm = float(loss), float(gradient_norm)
+        step_s = time.perf_counter() - started_s
+        yield Step(number, params, loss, gradient_norm, step_s)
+
+
+def make_validation(
+    loss: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    microbatches: Sequence[Microbatch],
+) -> Callable[[Any], float]:
+    """Builds ``validate(params)``: the mean loss over all loss tokens."""
+    jitted_loss = jax.jit(loss)
+    loss_tokens = sum(microbatch.loss_tokens for microbatch in microbatches)
+
+    def validate(params: Any) -> float:
+        losses = [jitted_loss(params, m.inputs, m.targets) for m in microbatches]
+        return sum(map(float, losses)) / loss_tokens
+
+    return validate
+
+
+def _join(microbatches: Sequence[Microbatch]) -> tuple[np.ndarray, np.ndarray]:
+    inputs_NL = np.concatenate([microbatch.inputs for microbatch in microbatches])
+    targets_NL = np.concatenate([microbatch.targets for microbatch in microbatches])
+    return inputs_NL, targets_NL

@@ -1,0 +1,80 @@
+"""Trains the whole model in one process, without a swarm: the control set.
+
+    python -m scripts.train_single --config configs/tiny.py --workdir runs/tiny_single
+
+Same model, initialisation, data order and optimizer as the swarm's; same metrics.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from swarm_jax.errors import Diverged
+from swarm_jax.launcher import flags
+from swarm_jax.metrics import SingleRun, make_workdir, write_run_config
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = flags.Parser(prog="scripts.train_single", description=__doc__)
+    flags.add_experiment(parser)
+    parser.add_argument("--workdir", type=Path, required=True, help="run folder")
+    parser.add_argument(
+        "--save_parameters",
+        type=Path,
+        metavar="FILE",
+        help="write the final parameters by layer (.npz)",
+    )
+    flags.add_device(parser)
+    flags.add_cache_dir(parser)
+    args = parser.parse_args(argv)
+    config = flags.experiment(args)
+    write_run_config(make_workdir(args.workdir), config)
+    flags.use_device(args.device)
+    train(args, config)
+
+
+def train(args, config) -> None:
+    """Trains to the end; writes metrics, summary and parameters."""
+    import jax
+
+    from models.functional import parameter_count, to_layers
+    from scripts import wiring
+    from swarm_jax.data.dataset import open_dataset
+    from swarm_jax.stage import export, whole_model
+
+    wiring.prepare_jax(config)
+    data = open_dataset(config, args.cache_dir)
+    functions, init_optimizer, step = wiring.make_control(config)
+    params = jax.jit(lambda: functions.init(config.seed))()
+    held_out = range(config.validation.sequences // config.swarm.microbatch_size)
+    validate = whole_model.make_validation(
+        functions.loss, [data.validation_microbatch(index) for index in held_out]
+    )
+    indices = range(config.microbatches_per_step)
+
+    def microbatches(step):
+        return [data.microbatch(step, index) for index in indices]
+
+    run = SingleRun(args.workdir, steps=config.steps, tokens=config.tokens_per_step)
+    learning_rate = wiring.make_schedule_of(config)
+    for done in whole_model.train(
+        step, params, init_optimizer(params), microbatches, config.steps
+    ):
+        if not math.isfinite(done.train_loss):
+            raise Diverged(f"step {done.number}: the loss is {done.train_loss}")
+        record = {
+            "train_loss": done.train_loss,
+            "gradient_norm": done.gradient_norm,
+            "learning_rate": learning_rate(done.number - 1),
+        }
+        every = config.validation.every_steps
+        if done.number == config.steps or (every and done.number % every == 0):
+            record["validation_loss"] = validate(done.params)
+        print(run.add_step(step=done.number, step_s=done.step_s, **record), flush=True)
+    if args.save_parameters is not None:
+        export.save_layers(args.save_parameters, to_layers(done.params, 0))
+    run.finish(bigram_loss=data.bigram_loss(), parameters=parameter_count(config.model))
+
+
+if __name__ == "__main__":
+    flags.run_main(main)

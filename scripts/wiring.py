@@ -1,0 +1,125 @@
+"""Joins config, model and stage: the one place that knows all three."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from models import functional
+from swarm_jax.config import ExperimentConfig, to_dict
+from swarm_jax.core.partition import StageLayers, partition_layers
+from swarm_jax.stage.codec import make_codec
+from swarm_jax.stage.compute import StageCompute
+from swarm_jax.stage.export import save_layers
+from swarm_jax.stage.inline import InlineCompute
+from swarm_jax.stage.optimizer import make_optimizer, make_schedule
+from swarm_jax.stage.programs import StagePrograms, make_stage_programs
+from swarm_jax.stage.threaded import ThreadedCompute
+from swarm_jax.stage.whole_model import make_train_step
+
+_programs: dict[str, StagePrograms] = {}
+
+
+def prepare_jax(config: ExperimentConfig) -> None:
+    """Sets up this process's jax; call it before anything else uses jax."""
+    dtypes = config.model.parameter_dtype, config.model.compute_dtype, config.swarm.wire
+    if "float64" in dtypes:
+        jax.config.update("jax_enable_x64", True)
+
+
+def stage_layers(config: ExperimentConfig) -> tuple[StageLayers, ...]:
+    """Which layers each stage has."""
+    flops = functional.layer_flops(config.model)
+    return partition_layers(
+        flops.block,
+        config.model.num_layers,
+        config.swarm.num_stages,
+        flops.embedding,
+        flops.head,
+        layers_per_stage=config.swarm.layers_per_stage,
+    )
+
+
+def make_functions(config: ExperimentConfig, stage: int) -> functional.StageFunctions:
+    """One stage of the model as pure functions."""
+    layers = stage_layers(config)[stage]
+    return functional.make_stage(config.model, layers.first_layer, layers.num_layers)
+
+
+def make_programs(config: ExperimentConfig, stage: int) -> StagePrograms:
+    """The jitted programs of a stage; all peers in a process share them.
+
+    So do stages between the first and the last that have equally many layers: nothing
+    in a program knows where its layers are.
+    """
+    model, swarm = config.model, config.swarm
+    functions = make_functions(config, stage)
+    place = (
+        functions.is_first,
+        functions.is_last,
+        stage_layers(config)[stage].num_layers,
+    )
+    arrays = swarm.wire, swarm.microbatch_size
+    parts = to_dict(model), to_dict(config.optimizer), config.steps, place, arrays
+    key = json.dumps(parts, sort_keys=True)
+    if key not in _programs:
+        tokens_shape = swarm.microbatch_size, model.sequence_length
+        dtype = functional.resolve_dtype(model).name
+        _programs[key] = make_stage_programs(
+            functions,
+            functools.partial(functional.cast_params, model),
+            make_codec(swarm.wire, (*tokens_shape, model.model_dim), dtype),
+            _optimizer(config, functions),
+            tokens_shape=tokens_shape,
+            clip_norm=config.optimizer.clip_norm,
+        )
+    return _programs[key]
+
+
+def make_compute(
+    config: ExperimentConfig,
+    stage: int,
+    *,
+    inline: bool,
+    duration_s: Callable[[str], float] = lambda name: 0.0,
+) -> StageCompute:
+    """A stage with its initial parameters; ``duration_s`` is for ``inline`` only."""
+    functions = make_functions(config, stage)
+    params = jax.jit(lambda: functions.init(config.seed))()
+    if inline:
+        return InlineCompute(make_programs(config, stage), params, duration_s)
+    return ThreadedCompute(make_programs(config, stage), params)
+
+
+def make_schedule_of(config: ExperimentConfig) -> Callable[[int], float]:
+    """The learning rate by step, counted from 0."""
+    schedule = make_schedule(config.optimizer, config.steps)
+    return lambda step: float(schedule(step))
+
+
+def make_control(config: ExperimentConfig):
+    """Functions of the whole model, and what ``whole_model.make_train_step`` gives."""
+    functions = functional.make_stage(config.model, 0, config.model.num_layers)
+    return functions, *make_train_step(
+        functions.loss,
+        _optimizer(config, functions),
+        clip_norm=config.optimizer.clip_norm,
+        microbatch_size=config.swarm.microbatch_size,
+    )
+
+
+def save_stage(path: Path, config: ExperimentConfig, stage: int, params: Any) -> None:
+    """Writes a stage's parameters by layer (``.npz``)."""
+    first_layer = stage_layers(config)[stage].first_layer
+    save_layers(path, functional.to_layers(params, first_layer))
+
+
+def _optimizer(
+    config: ExperimentConfig, functions: functional.StageFunctions
+) -> optax.GradientTransformation:
+    decayed = functional.matrix_mask(jax.eval_shape(lambda: functions.init(0)))
+    return make_optimizer(config.optimizer, config.steps, decayed)

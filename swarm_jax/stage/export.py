@@ -1,0 +1,26 @@
+"""Parameters in a file, under names that do not depend on the partition."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def save_layers(path: Path, layers: Mapping[str, Any]) -> None:
+    """Writes an ``.npz`` file, whole or not at all.
+
+    Args:
+        layers: Tree of nested dicts for each layer; a leaf becomes the array
+            "layers.3/attention/qkv/kernel".
+    """
+    arrays = {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): np.asarray(leaf)
+        for keys, leaf in jax.tree.leaves_with_path(dict(layers))
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(path)
