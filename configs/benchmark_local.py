@@ -14,11 +14,12 @@ def get_config() -> ExperimentConfig:
     config = ExperimentConfig(
         run_id="benchmark_local",
         seed=1,
-        steps=9,
+        steps=7,
         model=GPTConfig(
             num_layers=4, model_dim=512, num_heads=8, ffn_dim=2048, sequence_length=256
         ),
     )
+    config.optimizer.learning_rate = 3e-4
     config.optimizer.warmup_steps = 2
     config.data.target_batch_size = 32
     config.swarm.num_stages = 2
