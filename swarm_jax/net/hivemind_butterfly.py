@@ -1,0 +1,229 @@
+"""One round of hivemind's butterfly all-reduce, made exact.
+
+``AllReduceRunner`` cuts the vector into one share per peer, sends every other peer its
+share's parts, averages the parts of the own share and puts the result together. Stock,
+it is made to go on when peers fail: it returns success with a third of the vector
+missing, its replicas differ in the last bits, and streams of its own can lose their
+tail. So what is overridden, and why:
+
+* averages travel instead of differences: all members get the same bytes;
+* parts are added up in the order of the peers, not of arrival: the same inputs give the
+  same bytes in every run;
+* a member that fails makes the round void, instead of being left out of it;
+* parts travel as calls of our wire, which notices dead and hung peers, and checks
+  lengths and shapes before it stores anything.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import numpy as np
+import torch
+from hivemind.averaging.allreduce import AllReduceRunner
+from hivemind.p2p import P2P, PeerID
+
+from swarm_jax.errors import AllReduceVoid, BadMessage, PeerError
+
+PART_VALUES = 128 * 1024
+PARTS_IN_FLIGHT = 8
+SHARE_MULTIPLE = 16
+
+Exchange = Callable[[str, int, np.ndarray], Awaitable[np.ndarray]]
+"""Sends a part of a peer's share to it: (peer, index of the part, float32 [N])."""
+
+
+def cut_shares(arrays: Sequence[np.ndarray], num_peers: int) -> list[np.ndarray]:
+    """One float32 vector of equal length per peer, over copies of all ``arrays``.
+
+    Zeros fill the end, so that every peer has a share however short the vector is: so
+    each peer talks to each other one, and notices when it is dead. The multiple keeps
+    hivemind's rounding of pivots from handing a part to the neighbour.
+    """
+    total = sum(array.size for array in arrays)
+    length = -(-total // (num_peers * SHARE_MULTIPLE)) * SHARE_MULTIPLE
+    vector = np.zeros(length * num_peers, np.float32)
+    np.concatenate([array.reshape(-1) for array in arrays], out=vector[:total])
+    return list(vector.reshape(num_peers, length))
+
+
+def join_shares(
+    shares: Sequence[np.ndarray], like: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """The inverse of ``cut_shares``: arrays with the shapes of ``like``."""
+    ends = np.cumsum([array.size for array in like])
+    pieces = np.split(np.concatenate(shares), ends)
+    return [
+        piece.reshape(array.shape) for piece, array in zip(pieces, like, strict=False)
+    ]
+
+
+class ExactRunner(AllReduceRunner):
+    """A round, from this peer's side.
+
+    Args:
+        p2p: For this peer's id; nothing is sent through it.
+        group_id: Names the round in hivemind's log lines.
+        peers: The members in the order of their shares, this peer among them.
+        shares: From ``cut_shares``; not modified.
+        exchange: How a part gets to its reducer, and its mean back.
+
+    Attributes:
+        failure: Done with an ``AllReduceVoid`` as result once the round is void.
+    """
+
+    def __init__(
+        self,
+        *,
+        p2p: P2P,
+        group_id: str,
+        peers: Sequence[str],
+        shares: Sequence[np.ndarray],
+        exchange: Exchange,
+    ):
+        super().__init__(
+            p2p=p2p,
+            servicer_type=type(self),
+            prefix=None,
+            group_id=group_id.encode(),
+            tensors=[torch.from_numpy(share) for share in shares],
+            ordered_peer_ids=[PeerID.from_base58(peer) for peer in peers],
+            peer_fractions=tuple(len(share) for share in shares),
+            part_size_bytes=PART_VALUES * 4,
+        )
+        # The result is looked at through ``failure``.
+        self._future.add_done_callback(
+            lambda done: done.cancelled() or done.exception()
+        )
+        self.tensor_part_container.return_deltas = False
+        # Or it would complain in the log, when collected, that no part has come.
+        self.tensor_part_reducer.finished.set()
+        self.tensor_part_reducer = ExactReducer(
+            [len(part) for part in self.parts_for_local_averaging], len(peers)
+        )
+        assert all(self.tensor_part_container.num_parts_by_peer)
+        self.failure: asyncio.Future = asyncio.get_running_loop().create_future()
+        self._peers = tuple(peers)
+        self._owing = set(peers)
+        self._exchange = exchange
+
+    async def aggregate(self, sender: str, number: int, part: np.ndarray) -> np.ndarray:
+        """Adds a member's part to this peer's share; returns the mean over all.
+
+        Raises:
+            AllReduceVoid: The round is void.
+            BadMessage: There is no such part, or it came before.
+        """
+        reducer = self.tensor_part_reducer
+        try:
+            mean = reducer.add(self._peers.index(sender), number, part)
+        except ValueError as error:
+            raise BadMessage(sender, f"all-reduce: {error}") from error
+        # The mean is shared: who is cancelled here must not cancel it.
+        return await asyncio.shield(mean)
+
+    def lacking(self) -> tuple[str, ...]:
+        """Whose contribution to this peer's share is due, or else who owes its mean."""
+        senders = self.tensor_part_reducer.lacking()
+        if senders:
+            return tuple(self._peers[index] for index in senders)
+        return tuple(peer for peer in self._peers if peer in self._owing)
+
+    def fail(self, void: AllReduceVoid) -> None:
+        """Makes the round void for this peer and all that wait for it."""
+        if not self.failure.done():
+            self.failure.set_result(void)
+            self.tensor_part_reducer.fail(void)
+
+    async def _handle_missing_senders(self) -> None:
+        """Nobody is left out: the round as a whole has a deadline."""
+
+    async def _communicate_with_peer(self, peer_id: PeerID) -> None:
+        peer = peer_id.to_base58()
+        index = self._peers.index(peer)
+        container = self.tensor_part_container
+        if peer_id == self.peer_id:
+            parts, send = self.parts_for_local_averaging, self.aggregate
+        else:
+            parts, send = container.get_raw_input_parts(index), self._exchange
+        slots = asyncio.Semaphore(PARTS_IN_FLIGHT)
+
+        async def mean_of(number: int, part: torch.Tensor) -> torch.Tensor:
+            async with slots:
+                mean = await send(peer, number, part.numpy())
+            # A copy, because torch wants no array that is read-only.
+            return torch.from_numpy(mean.copy())
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                means = [
+                    tasks.create_task(mean_of(number, part))
+                    for number, part in enumerate(parts)
+                ]
+            for number, mean in enumerate(means):
+                container.register_processed_part(index, number, mean.result())
+            self._owing.discard(peer)
+        except* AllReduceVoid as voids:
+            self.fail(voids.exceptions[0])
+        except* PeerError as errors:
+            self.fail(AllReduceVoid((peer,), errors.exceptions[0].reason))
+
+
+class ExactReducer:
+    """Means of the parts of one share; stands in for hivemind's ``TensorPartReducer``.
+
+    Args:
+        lengths: Values in each part.
+        num_senders: Members of the group.
+    """
+
+    def __init__(self, lengths: Sequence[int], num_senders: int):
+        loop = asyncio.get_running_loop()
+        self._lengths = tuple(lengths)
+        self._num_senders = num_senders
+        self._arrived: list[dict[int, np.ndarray]] = [{} for _ in lengths]
+        self._means = [loop.create_future() for _ in lengths]
+
+    def add(self, sender: int, number: int, part: np.ndarray) -> asyncio.Future:
+        """Takes a sender's part; its mean is done once all senders' have come.
+
+        Raises:
+            ValueError: There is no such part, or it came before.
+        """
+        if not 0 <= number < len(self._lengths) or part.shape != (
+            self._lengths[number],
+        ):
+            raise ValueError(f"part {number} of shape {part.shape} is none of ours")
+        arrived, mean = self._arrived[number], self._means[number]
+        if sender in arrived:
+            raise ValueError(f"part {number} came twice")
+        arrived[sender] = part
+        if len(arrived) == self._num_senders and not mean.done():
+            mean.set_result(_mean([arrived[s] for s in range(self._num_senders)]))
+            arrived.update(dict.fromkeys(arrived))
+        return mean
+
+    def lacking(self) -> list[int]:
+        """Senders whose next part is due."""
+        for arrived, mean in zip(self._arrived, self._means, strict=True):
+            if not mean.done():
+                return [s for s in range(self._num_senders) if s not in arrived]
+        return []
+
+    def fail(self, void: AllReduceVoid) -> None:
+        """Lets all that wait for a mean know."""
+        for mean in self._means:
+            if not mean.done():
+                mean.set_exception(void)
+                mean.exception()
+
+    def finalize(self) -> None:
+        """Called by hivemind's runner at the end of a round."""
+        self.fail(AllReduceVoid((), "the round was given up"))
+
+
+def _mean(parts: Sequence[np.ndarray]) -> np.ndarray:
+    total = parts[0].copy()
+    for part in parts[1:]:
+        total += part
+    total /= np.float32(len(parts))
+    return total
