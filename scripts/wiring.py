@@ -46,23 +46,18 @@ def stage_layers(config: ExperimentConfig) -> tuple[StageLayers, ...]:
 
 def make_functions(config: ExperimentConfig, stage: int) -> functional.StageFunctions:
     """One stage of the model as pure functions."""
-    layers = stage_layers(config)[stage]
-    return functional.make_stage(config.model, layers.first_layer, layers.num_layers)
+    return functional.make_stage(config.model, *stage_layers(config)[stage])
 
 
 def make_programs(config: ExperimentConfig, stage: int) -> StagePrograms:
     """The jitted programs of a stage; all peers in a process share them.
 
-    So do stages between the first and the last that have equally many layers: nothing
-    in a program knows where its layers are.
+    So do body stages of one size: no program knows where its layers are.
     """
     model, swarm = config.model, config.swarm
     functions = make_functions(config, stage)
-    place = (
-        functions.is_first,
-        functions.is_last,
-        stage_layers(config)[stage].num_layers,
-    )
+    num_layers = stage_layers(config)[stage].num_layers
+    place = functions.is_first, functions.is_last, num_layers
     arrays = swarm.wire, swarm.microbatch_size
     parts = to_dict(model), to_dict(config.optimizer), config.steps, place, arrays
     key = json.dumps(parts, sort_keys=True)

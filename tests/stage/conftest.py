@@ -1,66 +1,112 @@
-"""Tiny stages. Sizes are chosen so that no activation has the size of a matrix."""
+"""Stages of a toy model: quick to compile, with all that a real one has.
+
+Shape suffixes: B microbatch, L sequence, D model, V vocabulary.
+"""
 
 import functools
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from models import functional
-from models.config import GPTConfig
 from swarm_jax.stage.codec import make_codec
 from swarm_jax.stage.programs import StagePrograms, make_stage_programs
 
-SIZES = dict(
-    num_layers=4,
-    model_dim=24,
-    num_heads=2,
-    ffn_dim=40,
-    vocab_size=29,
-    sequence_length=10,
-)
-MICROBATCH_SIZE = 3
+NUM_LAYERS, MODEL_DIM, VOCAB_SIZE = 4, 6, 11
+TOKENS_SHAPE = 3, 10
+
+
+@dataclass(frozen=True)
+class ToyStage:
+    """Embedding, blocks ``x + tanh((x * scale) kernel)`` under ``scan``, loss."""
+
+    first_layer: int
+    num_layers: int
+
+    @property
+    def is_first(self):
+        return self.first_layer == 0
+
+    @property
+    def is_last(self):
+        return self.first_layer + self.num_layers == NUM_LAYERS
+
+    def init(self, seed):
+        generator = np.random.default_rng(seed)
+
+        def draw(*shape):
+            return generator.normal(scale=0.5, size=shape).astype(np.float32)
+
+        embed, head = draw(VOCAB_SIZE, MODEL_DIM), draw(MODEL_DIM, VOCAB_SIZE)
+        blocks = {
+            "kernel": draw(NUM_LAYERS, MODEL_DIM, MODEL_DIM),
+            "scale": draw(NUM_LAYERS, MODEL_DIM),
+        }
+        mine = slice(self.first_layer, self.first_layer + self.num_layers)
+        params = {"blocks": jax.tree.map(lambda leaf: leaf[mine], blocks)}
+        if self.is_first:
+            params["embed"] = embed
+        if self.is_last:
+            params["head"] = head
+        return jax.tree.map(jnp.asarray, params)
+
+    def apply(self, params, x):
+        if self.is_first:
+            x = params["embed"].at[x].get(mode="fill", fill_value=jnp.nan)
+
+        def block(x_BLD, layer):
+            scaled_BLD = x_BLD * layer["scale"][None, None]
+            return x_BLD + jnp.tanh(scaled_BLD @ layer["kernel"]), None
+
+        return jax.lax.scan(block, x, params["blocks"])[0]
+
+    def loss(self, params, x, targets_BL):
+        logits_BLV = (self.apply(params, x) @ params["head"]).astype(jnp.float32)
+        losses_BL = optax.softmax_cross_entropy_with_integer_labels(
+            logits_BLV, jnp.maximum(targets_BL, 0)
+        )
+        return jnp.sum(losses_BL, where=targets_BL >= 0)
 
 
 @dataclass(frozen=True)
 class Stage:
     programs: StagePrograms
     params: dict
-    first_layer: int
+
+
+def cast_to(dtype, params):
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 @functools.cache
 def make_programs(dtype, first_layer, num_layers):
-    model = GPTConfig(**SIZES, compute_dtype=dtype)
-    tokens_shape = (MICROBATCH_SIZE, model.sequence_length)
     return make_stage_programs(
-        functional.make_stage(model, first_layer, num_layers),
-        functools.partial(functional.cast_params, model),
-        make_codec(dtype, (*tokens_shape, model.model_dim), dtype),
+        ToyStage(first_layer, num_layers),
+        functools.partial(cast_to, dtype),
+        make_codec(dtype, (*TOKENS_SHAPE, MODEL_DIM), dtype),
         optax.adamw(1e-2),
-        tokens_shape=tokens_shape,
+        tokens_shape=TOKENS_SHAPE,
         clip_norm=0.5,
     )
 
 
 @pytest.fixture(scope="session")
 def make_stages():
-    """``make(layers_per_stage, dtype) -> list[Stage]``, from seed 7.
+    """``make(layers_per_stage, dtype) -> list[Stage]``, initialised from seed 7.
 
     Body stages of one size share their programs, which are compiled once per session.
     """
 
     def make(layers_per_stage, dtype="float32"):
-        model = GPTConfig(**SIZES, compute_dtype=dtype)
         stages, first_layer = [], 0
         for index, num_layers in enumerate(layers_per_stage):
-            functions = functional.make_stage(model, first_layer, num_layers)
             in_body = 0 < index < len(layers_per_stage) - 1
             programs = make_programs(dtype, 1 if in_body else first_layer, num_layers)
-            params = jax.jit(functions.init)(7)
-            stages.append(Stage(programs, params, first_layer))
+            params = ToyStage(first_layer, num_layers).init(7)
+            stages.append(Stage(programs, params))
             first_layer += num_layers
         return stages
 
@@ -68,8 +114,9 @@ def make_stages():
 
 
 @pytest.fixture(scope="session")
-def model():
-    return GPTConfig(**SIZES, compute_dtype="float32")
+def toy():
+    """The whole model as one stage."""
+    return ToyStage(0, NUM_LAYERS)
 
 
 @pytest.fixture(scope="session")
@@ -77,9 +124,10 @@ def make_microbatch():
     """``make(seed) -> (inputs_BL, targets_BL)``; some targets carry no loss."""
 
     def make(seed):
+        batch, length = TOKENS_SHAPE
         generator = np.random.default_rng(seed)
-        shape = (MICROBATCH_SIZE, SIZES["sequence_length"] + 1)
-        tokens = generator.integers(0, SIZES["vocab_size"], shape, dtype=np.int32)
+        tokens = generator.integers(VOCAB_SIZE, size=(batch, length + 1))
+        tokens = tokens.astype(np.int32)
         inputs_BL, targets_BL = tokens[:, :-1].copy(), tokens[:, 1:].copy()
         targets_BL[0, :3] = -1
         return inputs_BL, targets_BL
@@ -92,9 +140,8 @@ def make_activation():
     """``make(seed) -> x_BLD`` in float32."""
 
     def make(seed):
-        shape = (MICROBATCH_SIZE, SIZES["sequence_length"], SIZES["model_dim"])
         generator = np.random.default_rng(seed)
-        return generator.normal(size=shape).astype(np.float32)
+        return generator.normal(size=(*TOKENS_SHAPE, MODEL_DIM)).astype(np.float32)
 
     return make
 

@@ -223,8 +223,10 @@ def test_state_of_another_stage_is_refused(make_pair):
     async def scenario():
         first, last = make_pair()
         state = await first.state()
-        with pytest.raises(ValueError, match=r"arrays instead of .* same stage"):
+        with pytest.raises(ValueError, match="array 0 .* peer of the same stage"):
             await last.load_state(state)
+        with pytest.raises(ValueError, match="9 arrays instead of 10"):
+            await first.load_state(state[:-1])
         state[1] = state[1].astype(np.float16)
         with pytest.raises(ValueError, match="array 1 is .*float16.* instead of"):
             await first.load_state(state)
