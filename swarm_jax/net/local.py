@@ -139,7 +139,7 @@ class LocalCalls:
         if answer is None:
             return
         error = RuntimeError("cancelled") if task.cancelled() else task.exception()
-        if isinstance(error, BadMessage):
+        if isinstance(error, BadMessage) and error.peer == sender:
             self._drop(sender, error, answer)
         elif error is not None:
             _fail(answer, RemoteError(self.peer_id, repr(error)))
