@@ -92,7 +92,7 @@ class Resync:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing can be done before each of ``stages`` gets a peer with the right state."""
+    """Nothing can be done before each of ``stages`` gets a peer in the right state."""
 
     stages: tuple[int, ...]
     reason: str
