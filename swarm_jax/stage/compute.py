@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from swarm_jax.stage.programs import StagePrograms
@@ -300,10 +301,12 @@ def _to_host(tree: Any) -> list[np.ndarray]:
 
 
 def _to_device(structure: Any, arrays: Arrays) -> Any:
-    """Copies: the caller's memory is not ours to donate."""
-    return jax.tree.unflatten(
-        structure, [jax.device_put(array, may_alias=False) for array in arrays]
-    )
+    """Copies: the caller's memory is not ours to donate.
+
+    ``jax.device_put`` shares aligned memory on CPU, with ``may_alias=False`` too.
+    """
+    leaves = [jnp.array(array, copy=True) for array in arrays]
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _digest(tree: Any) -> str:

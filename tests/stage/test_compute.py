@@ -208,13 +208,42 @@ def test_state_makes_a_replica(dtype, make_pair, make_microbatch):
 
 def test_state_is_a_copy(make_pair, make_microbatch):
     async def scenario():
-        pair = make_pair()
-        state = await pair[0].state()
-        before = as_bytes(state)
-        await pair[0].load_state(state)
+        first, last = pair = make_pair(ThreadedCompute)
         await pass_microbatch(pair, make_microbatch(0))
-        await close_step(pair, 0.1)
-        assert as_bytes(state) == before != as_bytes(await pair[0].state())
+        await first.load_reduced(await first.gradient_sum(0.1))
+        expected = as_bytes(await first.state())
+        # The update takes over the buffers while the state is still being fetched.
+        state, _ = await asyncio.gather(first.state(), first.apply(1.0))
+        assert as_bytes(state) == expected != as_bytes(await first.state())
+
+    asyncio.run(scenario())
+
+
+def test_what_is_loaded_is_a_copy(make_pair, make_microbatch):
+    def aligned(array):
+        """On the boundary that lets jax use the memory as it is."""
+        buffer = np.empty(array.nbytes + 64, np.uint8)
+        start = -buffer.ctypes.data % 64
+        view = buffer[start : start + array.nbytes].view(array.dtype)
+        view = view.reshape(array.shape)
+        view[...] = array
+        return view
+
+    async def scenario():
+        first, _ = pair = make_pair()
+        await pass_microbatch(pair, make_microbatch(0))
+        before = [aligned(array) for array in await first.state()]
+        gradients = [aligned(array) for array in await first.gradient_sum(1.0)]
+        await first.load_reduced(gradients)
+        await first.apply(1.0)
+        after = as_bytes(await first.state())
+
+        await first.load_state(before)
+        await first.load_reduced(gradients)
+        for array in (*before, *gradients):
+            array[...] = 0
+        await first.apply(1.0)
+        assert as_bytes(await first.state()) == after
 
     asyncio.run(scenario())
 
