@@ -32,6 +32,9 @@ from rich.text import Text
 PLAIN_PERIOD_S = 5.0
 """How often a line is printed where there is no terminal."""
 
+STARTUP_S = 8.0
+"""How long before the first step nobody is told that peers are missing: they start."""
+
 SERVING_STATES = ("ONLINE",)
 
 
@@ -67,6 +70,7 @@ class RunView:
         self.skipped_steps = 0
         self.trainer: dict[str, Any] = {}
         self.swarm: dict[str, Any] = {}
+        self.waiting: str | None = None
         self.validation_loss: float | None = None
         self.notices: list[str] = []
         self._expected = 0
@@ -82,10 +86,6 @@ class RunView:
         self.trainer = record
         self._expected += record["microbatches_expected"]
         self._counted += record["microbatches_counted_once"]
-
-    @property
-    def waiting(self) -> str | None:
-        return self.swarm.get("waiting")
 
     def step_line(self) -> str:
         """Step, losses, speed and share of microbatches counted, in one line."""
@@ -133,15 +133,23 @@ class Display:
         view: Filled from the files by ``update``.
         metrics_dir: The run's ``metrics`` folder.
         console: A terminal gets a live picture, anything else a line now and then.
+        startup_s: What a run waits for is not shown before its first step or this time.
     """
 
-    def __init__(self, view: RunView, metrics_dir: Path, console: Console):
+    def __init__(
+        self,
+        view: RunView,
+        metrics_dir: Path,
+        console: Console,
+        startup_s: float = STARTUP_S,
+    ):
         self._view = view
         self._console = console
         self._steps = Follower(metrics_dir / "trainer.jsonl")
         self._swarm = Follower(metrics_dir / "swarm.jsonl")
         self._printed: dict[str, str] = {}
         self._next_line_s = 0.0
+        self._started_s = time.monotonic() + startup_s
         self._live: Live | None = None
         if console.is_terminal:
             self._live = Live(
@@ -162,6 +170,8 @@ class Display:
             self._view.add_step(record)
         for record in self._swarm.read():
             self._view.swarm = record
+        if self._view.step or time.monotonic() >= self._started_s:
+            self._view.waiting = self._view.swarm.get("waiting")
         if self._live is None:
             self._print_lines(final)
 

@@ -96,6 +96,7 @@ def test_the_picture_shows_stages_peers_and_what_is_missing():
     view = RunView(10, "starting")
     view.add_step(STEP)
     view.swarm = SWARM
+    view.waiting = SWARM["waiting"]
     view.notices.append("stage1-0 was killed by SIGKILL")
     console = Console(file=io.StringIO(), width=120)
     console.print(render(view))
@@ -112,7 +113,8 @@ def test_the_picture_shows_stages_peers_and_what_is_missing():
 
 def test_without_a_terminal_lines_are_printed_when_there_is_news(metrics):
     console = Console(file=io.StringIO(), width=60)
-    with Display(RunView(10, "starting"), metrics.folder, console) as display:
+    view = RunView(10, "starting")
+    with Display(view, metrics.folder, console, startup_s=0) as display:
         display.update()
         metrics("swarm", SWARM)
         display.update()
@@ -126,6 +128,17 @@ def test_without_a_terminal_lines_are_printed_when_there_is_news(metrics):
         "stage1-0 [ended]",
         "step 3/10  loss 2.3457  4,321 tokens/s  counted 100.00 %  peers 1+0",
     ]
+
+
+def test_missing_peers_are_no_news_while_they_start(metrics):
+    console = Console(file=io.StringIO(), width=60)
+    with Display(RunView(10, "starting"), metrics.folder, console) as display:
+        metrics("swarm", SWARM)
+        display.update()
+        assert "no live peer" not in console.file.getvalue()
+        metrics("trainer", STEP)
+        display.update()
+        assert "no live peer" in console.file.getvalue()
 
 
 def test_a_terminal_gets_a_live_picture_that_ends_up_to_date(metrics):
