@@ -20,7 +20,7 @@ import psutil
 
 from swarm_jax.errors import StartupError, SwarmError
 
-STOP_GRACE_S = 4.0
+STOP_GRACE_S = 6.0
 """Time between asking children to leave (SIGTERM) and killing them."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

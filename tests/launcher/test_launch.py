@@ -93,13 +93,19 @@ def test_a_run_ends_with_its_summary_and_the_wall_time_that_the_user_saw(launch)
     assert json.loads((launch.workdir / "summary.json").read_text())["wall_s"] > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_everything_in_seconds(launch, number):
-    process = launch.start(FAKE_SERVER="stubborn", FAKE_TRAINER="stay")
+@pytest.mark.parametrize(
+    ("number", "servers", "processes"),
+    [
+        (signal.SIGTERM, "willing", 4),  # bootstrap, 2 servers, trainer
+        (signal.SIGINT, "stubborn", 6),  # with a child of each server
+    ],
+)
+def test_a_signal_stops_everything_in_seconds(launch, number, servers, processes):
+    process = launch.start(FAKE_SERVER=servers, FAKE_TRAINER="stay")
     children = launch.wait_for_children()
-    assert len(children) == 6  # bootstrap, 2 servers with a child each, trainer
+    assert len(children) == processes
     process.send_signal(number)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert "Traceback" not in errors
     assert not alive(children)
