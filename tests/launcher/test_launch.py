@@ -40,6 +40,7 @@ class Launch:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         return self.process
 
@@ -104,10 +105,12 @@ def test_a_signal_stops_everything_in_seconds(launch, number, servers, processes
     process = launch.start(FAKE_SERVER=servers, FAKE_TRAINER="stay")
     children = launch.wait_for_children()
     assert len(children) == processes
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal does it
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert "Traceback" not in errors
+    for name in CHILDREN:
+        assert not (launch.workdir / "logs" / f"{name}.log").read_text()
     assert not alive(children)
 
 
@@ -124,6 +127,7 @@ def test_a_dying_trainer_ends_the_run_with_its_last_words(launch):
     assert code == 1
     assert "trainer ended with exit code 1. Last lines of run/logs/trainer" in errors
     assert "The model diverged at step 3." in errors
+    assert "No summary" not in errors
 
 
 def test_a_trainer_without_a_summary_is_a_failure(launch):
