@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from swarm_jax.config import ExperimentConfig
+from swarm_jax.core.closing import Report
 from swarm_jax.core.ledger import Audit
 from swarm_jax.metrics import MetricsWriter
 from swarm_jax.roles.peers import SwarmView
@@ -35,6 +36,21 @@ class Totals:
     timed_s: float = 0.0
     final_train_loss: float | None = None
     validation_loss: float | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """For ``summary.json``; ``tokens_per_s`` leaves the first step out."""
+        return {
+            "steps": self.steps,
+            "skipped_steps": self.skipped_steps,
+            "final_train_loss": self.final_train_loss,
+            "validation_loss": self.validation_loss,
+            "tokens_per_s": self.timed_tokens / self.timed_s if self.timed_s else None,
+            "microbatches_expected": self.microbatches.expected,
+            "microbatches_counted_once": self.microbatches.counted_once,
+            "microbatches_lost": self.microbatches.lost,
+            "microbatches_counted_twice": self.microbatches.counted_twice,
+            "microbatches_answered": self.answered,
+        }
 
 
 class Journal:
@@ -107,27 +123,33 @@ class Journal:
             "microbatches_counted_twice": ledgers.counted_twice,
         }
 
-    def committed(self, step: int, gradient_norm: float | None) -> None:
-        """At least one peer has committed ``step``: it is decided."""
-        record, self._closing = self._closing, None
+    def skipping(self, step: int) -> None:
+        """``step`` is to be committed without an update."""
+        self._closing = {"step": step + 1, "skipped": True}
+
+    def collected(self, reports: Iterable[Report]) -> None:
+        """Notes the commit of the step that was being closed, if one peer reports it.
+
+        One is enough to decide a step; its answer to the commit may have been lost.
+        """
+        for report in reports:
+            commit = report.last_commit
+            if commit and self._closing and commit.step + 1 == self._closing["step"]:
+                record, self._closing = self._closing, None
+                self._finish(record, commit.gradient_norm)
+
+    def _finish(self, record: dict[str, Any], gradient_norm: float | None) -> None:
+        """Writes the record, or keeps it until the validation that it is due for."""
         if gradient_norm is None:
             self.totals.skipped_steps += 1
             self.totals.steps += 1
-            self._write({"step": step + 1, "skipped": True})
-        elif record is not None and record["step"] == step + 1:
-            self._finish(record, gradient_norm)
-
-    def _finish(self, record: dict[str, Any], gradient_norm: float) -> None:
-        now_s = asyncio.get_running_loop().time()
-        step_s = now_s - (self._step_start_s or now_s)
-        record["gradient_norm"] = gradient_norm
-        record["step_s"] = step_s
-        record["tokens_per_s"] = record["tokens"] / step_s if step_s else 0.0
-        self._add_to_totals(record)
-        self._write(record)
-
-    def _write(self, record: dict[str, Any]) -> None:
-        """Writes the record, or keeps it until the validation that it is due for."""
+        else:
+            now_s = asyncio.get_running_loop().time()
+            step_s = now_s - (self._step_start_s or now_s)
+            record["gradient_norm"] = gradient_norm
+            record["step_s"] = step_s
+            record["tokens_per_s"] = record["tokens"] / step_s if step_s else 0.0
+            self._add_to_totals(record)
         self._step_start_s = None
         every = self._config.validation.every_steps
         last = record["step"] == self._config.steps

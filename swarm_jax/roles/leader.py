@@ -28,6 +28,7 @@ from swarm_jax.roles.messages import (
     Commit,
     DropSum,
     MalformedHeader,
+    Request,
     ResyncState,
     report_from_header,
 )
@@ -38,6 +39,7 @@ from swarm_jax.roles.relay import ModelDiverged, RefusedRound, RelayFailed
 logger = logging.getLogger(__name__)
 
 WAIT_S = 0.5
+RETRY_S = 0.1
 
 
 class Leader:
@@ -90,14 +92,14 @@ class Leader:
                     await self._feed(action, reports)
                 case Drop(step, peer):
                     request = DropSum(round=self._leadership.round, step=step)
-                    await self._leadership.ask([peer], request)
+                    await self._insist([peer], request)
                 case Close():
                     await self._close(action)
                 case CommitRest(record, peers):
                     await self._commit(record, peers)
                 case Resync(peers):
                     request = ResyncState(round=self._leadership.round)
-                    await self._leadership.ask(peers, request)
+                    await self._insist(peers, request)
                 case Wait(stages, reason):
                     await self._wait(stages, reason)
                 case Done():
@@ -114,6 +116,7 @@ class Leader:
                 reports.append(report_from_header(peer, replies[peer]))
             except MalformedHeader as error:
                 logger.warning("report of %s: %s", peer[-6:], error)
+        self._journal.collected(reports)
         return reports
 
     async def _feed(self, action: Feed, reports: Collection[Report]) -> None:
@@ -154,6 +157,7 @@ class Leader:
             await self._diverged(action.step, str(error), reports)
             return
         if norm is None:
+            await asyncio.sleep(RETRY_S)
             return
         losses = [r.losses or {} for r in groups[self._config.swarm.num_stages - 1]]
         self._journal.closing(
@@ -171,9 +175,21 @@ class Leader:
             step=record.step,
             gradient_norm=record.gradient_norm,
         )
-        if accepted(await self._leadership.ask(peers, request)):
-            self._journal.committed(record.step, record.gradient_norm)
+        if await self._insist(peers, request):
             self._preparing.forget()
+
+    async def _insist(self, peers: Collection[str], request: Request) -> set[str]:
+        """Asks for a change; if nobody makes it, waits a little: the loop asks again.
+
+        A dead peer is noticed by its heartbeats. So a slow one, that compiles its
+        first update, can be given time.
+        """
+        more_time_s = self._config.tuning.relay_timeout_s
+        replies = await self._leadership.ask(peers, request, more_time_s=more_time_s)
+        agreed = accepted(replies)
+        if not agreed:
+            await asyncio.sleep(RETRY_S)
+        return agreed
 
     async def _diverged(
         self, step: int, what: str, reports: Collection[Report]
@@ -189,6 +205,7 @@ class Leader:
                 "Lower optimizer.learning_rate, or set swarm.on_nonfinite='skip_step'"
             )
         logger.warning("step %d is skipped: %s", step, what)
+        self._journal.skipping(step)
         current = [report.peer for report in reports if report.step == step]
         await self._commit(CommitRecord(step, None), current)
 

@@ -41,10 +41,11 @@ class Leadership:
         self.round = self.round._replace(pass_=self.round.pass_ + 1)
 
     async def ask(
-        self, peers: Iterable[str], request: Request
+        self, peers: Iterable[str], request: Request, *, more_time_s: float = 0.0
     ) -> dict[str, Mapping[str, Any]]:
         """Asks all peers the same; see ``ask_each``."""
-        return await self.ask_each({peer: request for peer in peers})
+        requests = {peer: request for peer in peers}
+        return await self.ask_each(requests, more_time_s=more_time_s)
 
     async def ask_each(
         self, requests: Mapping[str, Request], *, more_time_s: float = 0.0

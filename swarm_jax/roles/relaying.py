@@ -29,10 +29,17 @@ from swarm_jax.roles.relay import (
 class _Count:
     """Counts one microbatch: ``Count`` of the compute Protocol."""
 
-    def __init__(self, state: StageState, relay: Relay, idle: asyncio.Event):
+    def __init__(
+        self,
+        state: StageState,
+        relay: Relay,
+        idle: asyncio.Event,
+        on_count: Callable[[int, int], None],
+    ):
         self._state = state
         self._relay = relay
         self._idle = idle
+        self._on_count = on_count
 
     def start(self) -> bool:
         if not self._state.may_count(self._relay.id, self._relay.round):
@@ -45,6 +52,7 @@ class _Count:
         self._state.settling.discard(self._relay.id.index)
         if finite:
             self._state.ledger.add(self._relay.id.index, loss_sum)
+            self._on_count(self._state.step, len(self._state.ledger))
         if not self._state.settling:
             self._idle.set()
 
@@ -65,6 +73,7 @@ class Relaying:
 
     Args:
         next_stage: None on the last stage.
+        on_count: Called with the step and how many of its microbatches are counted.
     """
 
     def __init__(
@@ -73,11 +82,13 @@ class Relaying:
         state: StageState,
         compute: Compute,
         next_stage: NextStage | None,
+        on_count: Callable[[int, int], None],
     ):
         self._peer_id = peer_id
         self._state = state
         self._compute = compute
         self._next_stage = next_stage
+        self._on_count = on_count
         self._orders = itertools.count()
         self._work: dict[tuple[bool, MicrobatchID], _Work] = {}
         self._idle = asyncio.Event()
@@ -197,7 +208,9 @@ class Relaying:
         if not wanted or self._state.has_counted(relay.id):
             return await backward(None)
         try:
-            return await backward(_Count(self._state, relay, self._idle))
+            return await backward(
+                _Count(self._state, relay, self._idle, self._on_count)
+            )
         except Abandoned:
             if not self._state.has_counted(relay.id):
                 raise

@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import numpy as np
 
 from swarm_jax.config import ExperimentConfig
-from swarm_jax.core.closing import JOINING, ONLINE, Report
+from swarm_jax.core.closing import JOINING, ONLINE, CommitRecord, Report
 from swarm_jax.core.ids import Round
 from swarm_jax.core.stage_state import StageState
 from swarm_jax.errors import AllReduceVoid, PeerError
@@ -31,11 +32,15 @@ from swarm_jax.roles.messages import (
 from swarm_jax.roles.peers import SwarmView
 from swarm_jax.roles.relaying import Relaying
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
 
 class StageControl:
     """Answers the leader's control requests (design, section 5).
+
+    ``broken`` gets the exception when the device failed in the middle of a change.
 
     Args:
         on_commit: Called after each step with the number of microbatches that this peer
@@ -69,6 +74,7 @@ class StageControl:
         self._on_state = on_state
         self._changing = asyncio.Lock()
         self._fetching: asyncio.Task | None = None
+        self.broken: asyncio.Future = asyncio.get_running_loop().create_future()
 
     async def collect(self, request: Collect) -> Message:
         """Promises itself to the round; older work is cancelled and never counted."""
@@ -91,12 +97,14 @@ class StageControl:
         return Message(report_to_header(report))
 
     async def drop(self, request: DropSum) -> Message:
-        async with self._changing:
-            if bad := self._refuse(request.round, request.step):
-                return bad
-            await self._relaying.settled()
-            await self._compute.clear()
-            self._state.clear()
+        return await self._change(self._drop(request))
+
+    async def _drop(self, request: DropSum) -> Message:
+        if bad := self._refuse(request.round, request.step):
+            return bad
+        await self._relaying.settled()
+        await self._compute.clear()
+        self._state.clear()
         return Message({"status": Status.OK})
 
     async def prepare(self, request: Prepare) -> Message:
@@ -123,29 +131,33 @@ class StageControl:
         except AllReduceVoid as void:
             logger.warning("step %d: %s", request.step, void)
             return refusal(Status.VOID, lacked=list(void.missing))
-        async with self._changing:
-            if bad := self._refuse(request.round, request.step):
-                return bad
-            squared_norm = await self._compute.load_reduced(mean)
-            if not np.isfinite(squared_norm):
-                return refusal(Status.NONFINITE)
-            state.prepare(_bytes_of(array) for array in mean)
+        return await self._change(self._load(request, mean))
+
+    async def _load(self, request: Prepare, mean: list[np.ndarray]) -> Message:
+        if bad := self._refuse(request.round, request.step):
+            return bad
+        squared_norm = await self._compute.load_reduced(mean)
+        if not np.isfinite(squared_norm):
+            return refusal(Status.NONFINITE)
+        self._state.prepare(_bytes_of(array) for array in mean)
         return Message({"status": Status.OK, "squared_norm": squared_norm})
 
     async def commit(self, request: Commit) -> Message:
-        async with self._changing:
-            if self._state.step > request.step:
-                return Message({"status": Status.OK})
-            if bad := self._refuse(request.round, request.step):
-                return bad
-            counted = len(self._state.ledger)
-            if request.gradient_norm is None:
-                await self._compute.clear()
-            elif self._state.can_commit:
-                await self._compute.apply(request.gradient_norm)
-            else:
-                return refusal(Status.NOT_PREPARED)
-            self._state.commit(request.gradient_norm)
+        return await self._change(self._commit(request))
+
+    async def _commit(self, request: Commit) -> Message:
+        if self._state.step > request.step:
+            return Message({"status": Status.OK})
+        if bad := self._refuse(request.round, request.step):
+            return bad
+        counted = len(self._state.ledger)
+        if request.gradient_norm is None:
+            await self._compute.clear()
+        elif self._state.can_commit:
+            await self._compute.apply(request.gradient_norm)
+        else:
+            return refusal(Status.NOT_PREPARED)
+        self._state.commit(request.gradient_norm)
         self._on_commit(counted)
         return Message({"status": Status.OK})
 
@@ -201,17 +213,46 @@ class StageControl:
             step = read(reply.header, "step", "int")
             lineage = read(reply.header, "lineage", "str")
             last_commit = commit_from_header(reply.header)
-            async with self._changing:
-                if step < self._state.step:
-                    return False
-                await self._relaying.settled()
-                await self._compute.load_state(reply.arrays)
-                self._state.adopt(step, lineage, last_commit)
+            if step < self._state.step:
+                return False
+            await self._change(self._adopt(reply, step, lineage, last_commit))
         except (PeerError, MalformedHeader, ValueError) as error:
             logger.warning("could not take the state of %s: %s", peer[-6:], error)
             return False
         logger.info("took the state of step %d from %s", step, peer[-6:])
         return True
+
+    async def _adopt(
+        self,
+        reply: Message,
+        step: int,
+        lineage: str,
+        last_commit: CommitRecord | None,
+    ) -> None:
+        await self._relaying.settled()
+        await self._compute.load_state(reply.arrays)
+        self._state.adopt(step, lineage, last_commit)
+
+    async def _change(self, change: Coroutine[Any, Any, T]) -> T:
+        """Changes device and ledger together: one change at a time, each to its end.
+
+        The caller may lose patience in the middle (a first update compiles for long);
+        if that cancelled the change, the device would have gone on without the ledger.
+        """
+
+        async def alone() -> T:
+            async with self._changing:
+                return await change
+
+        changing = asyncio.ensure_future(alone())
+        changing.add_done_callback(self._note_failure)
+        return await asyncio.shield(changing)
+
+    def _note_failure(self, change: asyncio.Task) -> None:
+        """A device that failed half way can no longer be trusted: the server ends."""
+        error = None if change.cancelled() else change.exception()
+        if error and not isinstance(error, ValueError) and not self.broken.done():
+            self.broken.set_exception(error)
 
     def _fetched(self, task: asyncio.Task) -> None:
         self._fetching = None

@@ -50,6 +50,7 @@ class StageServer:
         compute: The stage's device.
         metrics: Gets a record per step.
         authorised: The allow-list: peers it refuses are dropped.
+        on_count: Called with the step and how many of its microbatches are counted.
         on_finished: Called once when the last step is committed.
     """
 
@@ -65,6 +66,7 @@ class StageServer:
         compute: Compute,
         metrics: MetricsWriter,
         authorised: Callable[[str], bool] = lambda peer: True,
+        on_count: Callable[[int, int], None] = lambda step, counted: None,
         on_finished: Callable[[], None] = lambda: None,
     ):
         self._config = config
@@ -81,7 +83,11 @@ class StageServer:
         self.state = StageState(stage)
         self.view = SwarmView(config, directory)
         self._relaying = Relaying(
-            calls.peer_id, self.state, compute, self._next_stage(config, stage)
+            calls.peer_id,
+            self.state,
+            compute,
+            self._next_stage(config, stage),
+            on_count,
         )
         self._control = StageControl(
             config,
@@ -109,6 +115,7 @@ class StageServer:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.view.keep_fresh())
                 tasks.create_task(self._announce())
+                await self._control.broken
         finally:
             self._control.close()
 

@@ -84,7 +84,8 @@ class SimulatedSwarm:
             compute=compute,
             metrics=self.peer_steps[peer],
         )
-        self._tasks[peer] = asyncio.ensure_future(server.run())
+        task = self._tasks[peer] = asyncio.ensure_future(server.run())
+        task.add_done_callback(lambda _: self.network.kill(peer))
         return peer
 
     async def kill(self, peer: str) -> None:

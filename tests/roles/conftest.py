@@ -44,12 +44,14 @@ def config() -> ExperimentConfig:
 def make_swarm():
     """``make_swarm(config, peers_per_stage)``: computing takes 10 virtual ms."""
 
-    def make(config, peers_per_stage, **kwargs) -> SimulatedSwarm:
+    def make(
+        config, peers_per_stage, duration_s=lambda operation: 0.01, **kwargs
+    ) -> SimulatedSwarm:
         return SimulatedSwarm(
             config.check(),
             data=RandomTokens(config),
             make_compute=lambda stage: make_compute(
-                config, stage, inline=True, duration_s=lambda operation: 0.01
+                config, stage, inline=True, duration_s=duration_s
             ),
             peers_per_stage=peers_per_stage,
             **kwargs,

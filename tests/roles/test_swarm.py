@@ -171,6 +171,44 @@ def test_another_experiment_under_the_same_name_is_refused(config, make_swarm):
     run_virtual(main())
 
 
+def test_an_update_slower_than_the_leaders_patience_is_made_once(config, make_swarm):
+    _, reference = train(make_swarm(config, [1, 2, 1]))
+
+    def duration_s(operation):
+        patience_s = config.tuning.control_timeout_s + config.tuning.relay_timeout_s
+        return 2.5 * patience_s if operation == "apply" else 0.01
+
+    swarm = make_swarm(config, [1, 2, 1], duration_s)
+    totals, states = train(swarm)
+    assert_exact(swarm, totals)
+    assert_close(states, reference)
+
+
+def test_a_server_whose_device_fails_in_an_update_ends(config, make_swarm):
+    class Failing:
+        def __init__(self, compute):
+            self._compute = compute
+
+        def __getattr__(self, name):
+            return getattr(self._compute, name)
+
+        async def apply(self, gradient_norm):
+            raise RuntimeError("device lost")
+
+    async def fail(swarm):
+        state = swarm.servers["stage1-0"].state
+        await until(lambda: state.step == 2)
+        control = swarm.servers["stage1-0"]._control
+        control._compute = Failing(control._compute)
+        with pytest.raises(RuntimeError, match="device lost"):
+            await asyncio.shield(control.broken)
+
+    swarm = make_swarm(config, [1, 2, 1])
+    totals, states = train(swarm, fail)
+    assert_exact(swarm, totals)
+    assert "stage1-0" not in states
+
+
 class _Broken:
     """A device whose forward pass gives non-finite values for one microbatch."""
 

@@ -1,0 +1,132 @@
+"""What the network processes share: joining the swarm, stopping, logging."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.errors import StartupError
+from swarm_jax.launcher import commands, flags
+from swarm_jax.metrics import write_json
+from swarm_jax.net.hivemind_allreduce import HivemindAllReduce
+from swarm_jax.net.hivemind_calls import HivemindCalls
+from swarm_jax.net.hivemind_directory import HivemindDirectory
+from swarm_jax.net.hivemind_node import HivemindNode, start_node
+
+T = TypeVar("T")
+
+THREAD_SWITCH_S = 5e-4
+"""Python's default lets jax's tracing hold up the network for tens of milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The hivemind adapters of this process."""
+
+    node: HivemindNode
+    calls: HivemindCalls
+    directory: HivemindDirectory
+    allreduce: HivemindAllReduce
+
+
+@contextlib.asynccontextmanager
+async def joined(
+    args: argparse.Namespace, config: ExperimentConfig
+) -> AsyncIterator[Network]:
+    """Joins the swarm that ``--initial_peers`` names, and leaves it in the end.
+
+    Raises:
+        StartupError: It cannot, for a reason that the message names.
+    """
+    sys.setswitchinterval(THREAD_SWITCH_S)
+    node = await start_node(
+        initial_peers=args.initial_peers,
+        host_maddrs=args.host_maddrs,
+        announce_maddrs=args.announce_maddrs,
+        identity_path=args.identity_path,
+    )
+    protocol = f"swarm_jax.{config.run_id}.{config.swarm_fingerprint()}"
+    calls = HivemindCalls(
+        node,
+        protocol,
+        heartbeat_s=config.tuning.heartbeat_s,
+        max_message_bytes=config.tuning.max_message_bytes,
+    )
+    allreduce = await HivemindAllReduce.create(
+        node,
+        f"{protocol}.allreduce",
+        heartbeat_s=config.tuning.heartbeat_s,
+        join_timeout_s=config.tuning.allreduce_timeout_s,
+    )
+    try:
+        yield Network(node, calls, HivemindDirectory(node), allreduce)
+    finally:
+        await allreduce.close()
+        await calls.close()
+        await node.close()
+
+
+async def until_stopped(work: Awaitable[T], node: HivemindNode) -> T | None:
+    """Runs ``work`` to its end; None when SIGINT or SIGTERM ended it.
+
+    Raises:
+        StartupError: The network daemon died under it.
+    """
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    working = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stopped.wait())
+    dying = asyncio.ensure_future(node.died())
+    try:
+        await asyncio.wait(
+            [working, stopping, dying], return_when=asyncio.FIRST_COMPLETED
+        )
+        if working.done():
+            return working.result()
+        if dying.done():
+            raise StartupError(dying.result())
+        return None
+    finally:
+        for task in (working, stopping, dying):
+            task.cancel()
+        await asyncio.wait([working, stopping, dying])
+
+
+def log_to_stderr() -> None:
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname).1s %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
+    logging.getLogger("jax").setLevel(logging.WARNING)
+
+
+def announce_ready(args: argparse.Namespace, node: HivemindNode) -> None:
+    """Writes ``--ready_file``: this process can be reached."""
+    if args.ready_file is not None:
+        maddrs = node.visible_maddrs()
+        write_json(args.ready_file, {"peer_id": node.peer_id, "initial_peers": maddrs})
+
+
+def initial_peers(args: argparse.Namespace, node: HivemindNode) -> list[str]:
+    """What the next machine is told: the same as this one, or this one itself."""
+    return list(args.initial_peers) or commands.reachable(node.visible_maddrs())[:1]
+
+
+def server_command(
+    args: argparse.Namespace, node: HivemindNode, stage: int | str
+) -> str:
+    return commands.server_command(
+        flags.experiment_arguments(args),
+        stage,
+        initial_peers(args, node),
+        str(args.workdir),
+    )

@@ -1,0 +1,80 @@
+"""Feeds and closes the steps of a swarm, until the run is finished.
+
+    python -m scripts.run_trainer --config configs/tiny.py \\
+        --initial_peers /ip4/10.0.0.5/tcp/4001/p2p/12D3... --workdir runs/tiny
+
+It moves tokens only, so one feeds many peers. Start several: one leads, the others
+stand by.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+
+from swarm_jax.errors import Diverged
+from swarm_jax.launcher import flags
+from swarm_jax.metrics import (
+    MetricsWriter,
+    make_workdir,
+    write_json,
+    write_run_config,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = flags.Parser(prog="scripts.run_trainer", description=__doc__)
+    flags.add_experiment(parser)
+    flags.add_network(parser)
+    flags.add_process(parser)
+    flags.add_worker(parser, name="trainer")
+    flags.add_cache_dir(parser)
+    args = parser.parse_args(argv)
+    config = flags.experiment(args)
+    write_run_config(make_workdir(args.workdir), config)
+    flags.use_device("cpu")
+    try:
+        return asyncio.run(train(args, config))
+    except Diverged as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+async def train(args, config) -> int:
+    """Returns 0 when the run is finished, 130 when it was stopped before."""
+    from scripts import process, wiring
+    from swarm_jax.data.dataset import open_dataset
+    from swarm_jax.roles.trainer import Trainer
+
+    process.log_to_stderr()
+    started_s = time.monotonic()
+    data = open_dataset(config, args.cache_dir)
+    metrics = args.workdir / "metrics"
+    async with process.joined(args, config) as network:
+        process.announce_ready(args, network.node)
+        trainer = Trainer(
+            config,
+            calls=network.calls,
+            directory=network.directory,
+            data=data,
+            steps=MetricsWriter(metrics / "trainer.jsonl"),
+            swarm=MetricsWriter(metrics / "swarm.jsonl"),
+            learning_rate=wiring.make_schedule_of(config),
+            server_command=lambda stage: process.server_command(
+                args, network.node, stage
+            ),
+        )
+        totals = await process.until_stopped(trainer.run(), network.node)
+    if totals is None:
+        return flags.EXIT_INTERRUPTED
+    summary = totals.summary() | {
+        "bigram_loss": data.bigram_loss(),
+        "data_digest": data.digest,
+        "wall_s": time.monotonic() - started_s,
+    }
+    write_json(args.workdir / "summary.json", summary)
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run_main(main)

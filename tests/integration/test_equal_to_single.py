@@ -1,0 +1,116 @@
+"""Real processes over real hivemind train the same model as one process does.
+
+Tolerances: losses to 1e-5 relative. Parameters to 2e-4 of the largest value of their
+array: the swarm adds up float32 gradients in another order, and Adam's first steps turn
+a relative error of a small gradient into the same relative error of a whole update.
+"""
+
+import numpy as np
+import pytest
+
+LOSS_TOLERANCE = 1e-5
+PARAMETER_TOLERANCE = 2e-4
+
+
+def load(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+def start_servers(swarm, peers_per_stage=2, arguments_of=None):
+    """Starts 3 stages; each server saves its parameters in the end."""
+    servers = {}
+    for stage in range(3):
+        for replica in range(peers_per_stage):
+            name = f"stage{stage}-{replica}"
+            extra = (arguments_of or {}).get(name, [])
+            save = ["--save_parameters", str(swarm.workdir / f"{name}.npz")]
+            servers[name] = swarm.start_server(stage, name, *save, *extra)
+    return servers
+
+
+def check_equal(swarm, names):
+    """The swarm's losses and the parameters of the named servers are the single's."""
+    reference = load(swarm.workdir / "single.npz")
+    single = [r for r in read(swarm.workdir / "single" / "metrics" / "trainer.jsonl")]
+    ours = swarm.records("trainer")
+    assert len(ours) == len(single)
+    for a, b in zip(ours, single, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=LOSS_TOLERANCE)
+        norm = b["gradient_norm"]
+        assert a["gradient_norm"] == pytest.approx(norm, rel=10 * LOSS_TOLERANCE)
+    last = single[-1]["validation_loss"]
+    assert ours[-1]["validation_loss"] == pytest.approx(last, rel=LOSS_TOLERANCE)
+    compared = set()
+    for name in names:
+        for key, array in load(swarm.workdir / f"{name}.npz").items():
+            error = np.max(np.abs(array - reference[key]))
+            scale = np.max(np.abs(reference[key]))
+            assert error <= PARAMETER_TOLERANCE * scale, (name, key, error / scale)
+            compared.add(key)
+    assert compared == reference.keys()
+
+
+def read(path):
+    from swarm_jax.metrics import read_records
+
+    return read_records(path)
+
+
+def check_replicas(swarm, names):
+    """Replicas of a stage have bit for bit the same parameters."""
+    by_stage = {}
+    for name in names:
+        by_stage.setdefault(name[:6], []).append(load(swarm.workdir / f"{name}.npz"))
+    for replicas in by_stage.values():
+        for replica in replicas[1:]:
+            for key, array in replica.items():
+                assert array.tobytes() == replicas[0][key].tobytes(), key
+
+
+def check_lineages(swarm, names):
+    """Replicas were equal after every step, not only after the last one."""
+    chains = {}
+    for name in names:
+        for record in swarm.records(name):
+            key = record["stage"], record["step"]
+            chains.setdefault(key, set()).add(record["lineage"])
+    assert chains and all(len(lineages) == 1 for lineages in chains.values())
+
+
+def check_exact(swarm):
+    for record in swarm.records("trainer"):
+        assert record["microbatches_counted_once"] == record["microbatches_expected"]
+        assert record["microbatches_lost"] == record["microbatches_counted_twice"] == 0
+    assert swarm.summary()["microbatches_counted_once"] == 6 * 8
+
+
+@pytest.mark.integration
+def test_three_stages_of_two_peers(swarm):
+    swarm.start_bootstrap()
+    names = start_servers(swarm).keys()
+    swarm.finish(swarm.start_trainer())
+    swarm.finish(
+        swarm.train_single("--save_parameters", str(swarm.workdir / "single.npz"))
+    )
+    check_exact(swarm)
+    check_equal(swarm, names)
+    check_replicas(swarm, names)
+    check_lineages(swarm, names)
+
+
+@pytest.mark.integration
+def test_a_peer_killed_in_the_middle_of_a_step(swarm):
+    swarm.start_bootstrap()
+    victim = {"stage1-0": ["--kill_at", "3:1"]}
+    servers = start_servers(swarm, arguments_of=victim)
+    swarm.finish(swarm.start_trainer())
+    assert servers["stage1-0"].exit_code == -9
+    swarm.finish(
+        swarm.train_single("--save_parameters", str(swarm.workdir / "single.npz"))
+    )
+    survivors = [name for name in servers if name != "stage1-0"]
+    check_exact(swarm)
+    check_equal(swarm, survivors)
+    check_replicas(swarm, survivors)
+    check_lineages(swarm, survivors)
