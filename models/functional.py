@@ -37,7 +37,8 @@ class StageFunctions:
 
     Attributes:
         init: Seed -> parameters in the parameter dtype; a layer's are a function of
-            the seed and the layer alone, whatever stage it is in.
+            the seed and the layer alone, whatever stage it is in. Jitted: it is much
+            slower operation by operation.
         apply: ``(params, x_BLD) -> y_BLD`` in the compute dtype; the first stage takes
             int32 ``tokens_BL``. Not for the last stage.
         loss: ``(params, x_BLD, targets_BL) -> ()``: the sum of the cross entropy over
@@ -99,7 +100,7 @@ def make_stage(config: GPTConfig, first_layer: int, num_layers: int) -> StageFun
         assert is_last, "only the last stage has a loss"
         return cross_entropy(head.apply(params["head"], trunk(params, x)), targets_BL)
 
-    return StageFunctions(init, apply, loss, is_first, is_last)
+    return StageFunctions(jax.jit(init), apply, loss, is_first, is_last)
 
 
 def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:

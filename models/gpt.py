@@ -4,8 +4,8 @@ Pre-norm (RMSNorm), rotary positions, causal attention, GELU or gated feed-forwa
 biases, no dropout. Matrix products run in the compute dtype, norms, softmax and logits
 in the norm dtype: float32, or float64 when the parameters are float64.
 
-Shape suffixes: B microbatch, L sequence (M: the keys' side), D model, H heads, K head
-size, V vocabulary.
+Shape suffixes: B microbatch, L sequence (M: the keys' side), N tokens of a microbatch,
+D model, H heads, K head size, F feed-forward, V vocabulary.
 """
 
 import math
@@ -210,8 +210,8 @@ _gelu = recomputed(jax.nn.gelu)
 
 
 @recomputed
-def _gated_gelu(gate_BLF: jax.Array, hidden_BLF: jax.Array) -> jax.Array:
-    return jax.nn.gelu(gate_BLF) * hidden_BLF
+def _gated_gelu(gate_NF: jax.Array, hidden_NF: jax.Array) -> jax.Array:
+    return jax.nn.gelu(gate_NF) * hidden_NF
 
 
 class FeedForward(nnx.Module):
@@ -226,10 +226,14 @@ class FeedForward(nnx.Module):
         self.gated = config.feed_forward == "geglu"
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        hidden_BLF = self.input(x_BLD)
+        # Flat already here: two products that each flatten it keep it twice.
+        x_ND = x_BLD.reshape(-1, x_BLD.shape[-1])
+        hidden_NF = self.input(x_ND)
         if self.gated:
-            return self.output(_gated_gelu(self.gate(x_BLD), hidden_BLF))
-        return self.output(_gelu(hidden_BLF))
+            hidden_NF = _gated_gelu(self.gate(x_ND), hidden_NF)
+        else:
+            hidden_NF = _gelu(hidden_NF)
+        return self.output(hidden_NF).reshape(x_BLD.shape)
 
 
 class Block(nnx.Module):

@@ -7,7 +7,6 @@ and go back in it.
 Shape suffixes: B microbatch, L sequence, D model, H heads, K head size, V vocabulary.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,11 +24,11 @@ IGNORED = -1
 class TorchGPT(nn.Module):
     """The whole model; ``forward`` gives logits.
 
-    Matrices are [outputs, inputs], as in PyTorch: transposed beside those of JAX.
-    Initial values are as in ``gpt.py``, the stream of random numbers is not.
+    Its matrices are [outputs, inputs], as is the custom in PyTorch. They are to be
+    loaded (``load_layers``): what they start with here is of no use.
     """
 
-    def __init__(self, config: GPTConfig, generator: torch.Generator | None = None):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         width, epsilon = config.model_dim, config.norm_epsilon
         self.embedding = nn.Embedding(config.vocab_size, width)
@@ -38,13 +37,6 @@ class TorchGPT(nn.Module):
         self.output = nn.Linear(width, config.vocab_size, bias=False)
         self.register_buffer("rotation", _rotation(config), persistent=False)
         self.to(getattr(torch, config.parameter_dtype))
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                deviation = config.init_scale
-                if "blocks" in name and "output" in name:
-                    deviation /= math.sqrt(2 * config.num_layers)
-                bound = deviation * math.sqrt(3)
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
     def forward(self, tokens_BL: Tensor) -> Tensor:
         """Returns logits_BLV."""

@@ -1,15 +1,22 @@
 """Training of the PyTorch model: schedule, clipping, AdamW, steps of many sequences."""
 
 import math
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from models.torch_gpt import TorchGPT
+from models.config import GPTConfig
+from models.torch_gpt import TorchGPT, load_layers
 
 # Shape suffixes: N sequences of a step, L sequence.
+
+
+TOKENS_AT_ONCE = 8192
+"""A step's sequences go through the model in groups of about this many tokens."""
 
 
 class OptimizerSettings(Protocol):
@@ -29,15 +36,25 @@ class OptimizerSettings(Protocol):
     clip_norm: float | None
 
 
+Batch = tuple[np.ndarray, np.ndarray]
+"""inputs_NL and targets_NL (negative where no loss is taken), int32."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """Attributes:
-    loss: Mean over the step's loss tokens, before the update.
+    step: Counted from 1.
+    train_loss: Mean over the step's loss tokens, before the update.
     gradient_norm: Of that mean's gradient, before clipping.
+    learning_rate: Of the update.
+    step_s: Wall time.
     """
 
-    loss: float
+    step: int
+    train_loss: float
     gradient_norm: float
+    learning_rate: float
+    step_s: float
 
 
 def learning_rate(settings: OptimizerSettings, count: int, steps: int) -> float:
@@ -58,30 +75,34 @@ def learning_rate(settings: OptimizerSettings, count: int, steps: int) -> float:
 class TorchTrainer:
     """Plain training of the whole model with AdamW.
 
+    Products are in bfloat16 (autocast) where the config says so, and for "auto" on a
+    GPU.
+
     Args:
-        model: Trained in place, on the device that it is on.
+        config: Of the model.
         settings: Optimizer and schedule.
         steps: Updates of the whole run.
-        sequences_at_once: How many sequences go through the model together; the
-            gradients of a step are summed over these groups.
-        compute_dtype: Lower than the parameters' for mixed precision (autocast).
+        device: "cpu" or "cuda".
     """
 
     def __init__(
         self,
-        model: TorchGPT,
+        config: GPTConfig,
         settings: OptimizerSettings,
         *,
         steps: int,
-        sequences_at_once: int,
-        compute_dtype: torch.dtype,
+        device: str,
     ):
-        self.model = model
+        self.model = TorchGPT(config).to(device)
         self._settings = settings
         self._steps = steps
-        self._sequences_at_once = sequences_at_once
-        self._compute_dtype = compute_dtype
-        decays = ((model.matrices(), settings.weight_decay), (model.scales(), 0.0))
+        self._device = device
+        self._mixed = config.compute_dtype == "bfloat16" or (
+            config.compute_dtype == "auto" and device == "cuda"
+        )
+        self._sequences_at_once = max(1, TOKENS_AT_ONCE // config.sequence_length)
+        matrices, scales = self.model.matrices(), self.model.scales()
+        decays = ((matrices, settings.weight_decay), (scales, 0.0))
         self._optimizer = torch.optim.AdamW(
             [{"params": group, "weight_decay": decay} for group, decay in decays],
             lr=0.0,
@@ -91,45 +112,50 @@ class TorchTrainer:
         )
         self._count = 0
 
-    def step(self, inputs_NL: np.ndarray, targets_NL: np.ndarray) -> StepResult:
+    def load(self, layers: Mapping[str, Any]) -> None:
+        """Takes the parameters of all layers, as ``functional.to_layers`` gives them.
+
+        Before the first step: the optimizer's state stays as it is.
+        """
+        load_layers(self.model, layers)
+
+    def step(self, batch: Batch) -> StepResult:
         """One update from the sequences of a step."""
-        loss = self.gradients(inputs_NL, targets_NL)
+        begun_s = time.perf_counter()
+        loss = self.gradients(batch)
         gradient_norm = self._clip()
         rate = learning_rate(self._settings, self._count, self._steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
         self._count += 1
-        return StepResult(loss, gradient_norm)
+        step_s = time.perf_counter() - begun_s
+        return StepResult(self._count, loss, gradient_norm, rate, step_s)
 
-    def gradients(self, inputs_NL: np.ndarray, targets_NL: np.ndarray) -> float:
+    def gradients(self, batch: Batch) -> float:
         """Puts the gradient of the mean loss into the parameters; returns that loss."""
         self._optimizer.zero_grad()
-        loss_tokens = int((targets_NL >= 0).sum())
+        loss_tokens = _loss_tokens(batch)
         loss_sum = 0.0
-        for inputs, targets in self._groups(inputs_NL, targets_NL):
+        for inputs, targets in self._groups(batch):
             loss = self._loss(inputs, targets)
             (loss / loss_tokens).backward()
             loss_sum += loss.item()
         return loss_sum / loss_tokens
 
-    def mean_loss(self, inputs_NL: np.ndarray, targets_NL: np.ndarray) -> float:
+    def mean_loss(self, batch: Batch) -> float:
         """Loss only, for validation."""
         with torch.inference_mode():
-            groups = self._groups(inputs_NL, targets_NL)
-            loss_sum = sum(self._loss(*group).item() for group in groups)
-        return loss_sum / int((targets_NL >= 0).sum())
+            losses = [self._loss(*group).item() for group in self._groups(batch)]
+        return sum(losses) / _loss_tokens(batch)
 
-    def _groups(self, *arrays_NL: np.ndarray):
-        device = self.model.output.weight.device
-        tensors = (torch.from_numpy(array).to(device) for array in arrays_NL)
+    def _groups(self, batch: Batch):
+        tensors = (torch.from_numpy(array).to(self._device) for array in batch)
         splits = (tensor.split(self._sequences_at_once) for tensor in tensors)
         return zip(*splits, strict=True)
 
     def _loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        weight = self.model.output.weight
-        mixed = self._compute_dtype != weight.dtype
-        with torch.autocast(weight.device.type, self._compute_dtype, enabled=mixed):
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._mixed):
             return self.model.loss(inputs, targets)
 
     def _clip(self) -> float:
@@ -140,3 +166,7 @@ class TorchTrainer:
         if clip_norm is not None and norm > clip_norm:
             torch._foreach_mul_(gradients, clip_norm / norm)
         return norm.item()
+
+
+def _loss_tokens(batch: Batch) -> int:
+    return int((batch[1] >= 0).sum())
