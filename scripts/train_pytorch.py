@@ -1,0 +1,119 @@
+"""Trains the same model with an independent PyTorch implementation, without a swarm.
+
+    python -m scripts.train_pytorch --config configs/tiny.py --workdir runs/tiny_pytorch
+    python -m scripts.train_pytorch --config configs/tiny.py --parity --steps 50
+
+Same initial parameters (converted from JAX's), data order, schedule and AdamW; metrics
+in the swarm's schema. With --parity it trains both on the CPU, in the parameters'
+dtype, on the same batches, and says how far apart they come.
+"""
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.errors import ConfigError, Diverged
+from swarm_jax.launcher import flags
+from swarm_jax.metrics import SingleRun, make_workdir, write_json, write_run_config
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = flags.Parser(prog="scripts.train_pytorch", description=__doc__)
+    flags.add_experiment(parser)
+    add = parser.add_argument
+    add("--workdir", type=Path, help="run folder (default: runs/RUN_ID_pytorch)")
+    add("--parity", action="store_true", help="compare with JAX instead")
+    add("--steps", type=int, default=50, help="steps to compare (default: %(default)s)")
+    add("--json", type=Path, metavar="FILE", help="where the comparison goes")
+    flags.add_device(parser)
+    flags.add_cache_dir(parser)
+    args = parser.parse_args(argv)
+    config = flags.experiment(args)
+    device = torch_device(args.device)
+    flags.use_device("cpu")
+    if args.parity:
+        compare(args, config)
+    else:
+        train(args, config, device)
+
+
+def train(args: argparse.Namespace, config: ExperimentConfig, device: str) -> None:
+    """Trains to the end; writes metrics and summary."""
+    from models.functional import parameter_count, to_layers
+
+    workdir = make_workdir(args.workdir or Path(f"runs/{config.run_id}_pytorch"))
+    write_run_config(workdir, config)
+    data, trainer, _, params = set_up(args, config, device)
+    trainer.load(to_layers(params, 0))
+    held_out = config.validation.sequences // config.swarm.microbatch_size
+    validation = joined(map(data.validation_microbatch, range(held_out)))
+    run = SingleRun(workdir, steps=config.steps, tokens=config.tokens_per_step)
+    for step in range(1, config.steps + 1):
+        result = trainer.step(step_batch(config, data, step - 1))
+        if not math.isfinite(result.train_loss):
+            raise Diverged(f"step {step}: the loss is {result.train_loss}")
+        record = dataclasses.asdict(result)
+        every = config.validation.every_steps
+        if step == config.steps or (every and step % every == 0):
+            record["validation_loss"] = trainer.mean_loss(validation)
+        print(run.add_step(**record), flush=True)
+    run.finish(bigram_loss=data.bigram_loss(), parameters=parameter_count(config.model))
+
+
+def compare(args: argparse.Namespace, config: ExperimentConfig) -> None:
+    """Trains both and reports the differences."""
+    from models.torch_parity import measure_parity
+
+    config.model.compute_dtype = config.model.parameter_dtype
+    data, trainer, control, params = set_up(args, config, "cpu")
+    batches = (step_batch(config, data, step) for step in range(args.steps))
+    size = config.swarm.microbatch_size
+    parity = measure_parity(*control, params, trainer, batches, microbatch_size=size)
+    print(parity.describe())
+    if args.json is not None:
+        write_json(args.json, dataclasses.asdict(parity))
+
+
+def set_up(args: argparse.Namespace, config: ExperimentConfig, device: str):
+    """Returns data, PyTorch's trainer, JAX's control and its initial parameters."""
+    from models.torch_training import TorchTrainer
+    from scripts import wiring
+    from swarm_jax.data.dataset import open_dataset
+
+    wiring.prepare_jax(config)
+    data = open_dataset(config, args.cache_dir)
+    settings = config.optimizer
+    trainer = TorchTrainer(config.model, settings, steps=config.steps, device=device)
+    control = wiring.make_control(config)
+    return data, trainer, control, control[0].init(config.seed)
+
+
+def step_batch(config: ExperimentConfig, data, step: int):
+    """All sequences of a step, counted from 0: inputs_NL, targets_NL."""
+    indices = range(config.microbatches_per_step)
+    return joined(data.microbatch(step, index) for index in indices)
+
+
+def joined(microbatches):
+    pairs = [(microbatch.inputs, microbatch.targets) for microbatch in microbatches]
+    return tuple(map(np.concatenate, zip(*pairs, strict=True)))
+
+
+def torch_device(name: str | None) -> str:
+    """PyTorch's name of a device; None: the best there is."""
+    import torch
+
+    if name == "cpu" or (name is None and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ConfigError(f"--device {name}: this PyTorch sees no GPU. Use cpu")
+    return "cuda"
+
+
+if __name__ == "__main__":
+    flags.run_main(main)
