@@ -4,6 +4,7 @@ import inspect
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -106,6 +107,26 @@ def test_threaded_and_inline_give_equal_bytes(make_pair, make_microbatch):
         return [as_bytes(await compute.state()) for compute in pair]
 
     assert asyncio.run(train(InlineCompute)) == asyncio.run(train(ThreadedCompute))
+
+
+def test_arrays_are_uploaded_ahead_where_the_device_is_not_the_host(
+    make_pair, make_microbatch, monkeypatch
+):
+    async def total(pair):
+        await pass_microbatch(pair, make_microbatch(0))
+        return [as_bytes(await compute.gradient_sum(1.0)) for compute in pair]
+
+    expected = asyncio.run(total(make_pair(InlineCompute)))
+    uploaded = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    pair = make_pair(ThreadedCompute)
+    monkeypatch.setattr(
+        jax,
+        "device_put",
+        lambda tree: uploaded.append(tree) or jax.tree.map(jnp.asarray, tree),
+    )
+    assert asyncio.run(total(pair)) == expected
+    assert len(uploaded) == 3
 
 
 def test_many_microbatches_at_once_are_all_in_the_sum(make_pair, make_microbatch):
