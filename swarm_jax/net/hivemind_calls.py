@@ -102,14 +102,17 @@ class HivemindCalls:
         if self._closed:
             raise PeerLost(peer, "this peer is closed")
         key = (peer, next(self._turns))
-        if key not in self._dials:
-            self._dials[key] = asyncio.ensure_future(self._dial(key))
-            self._dials[key].add_done_callback(lambda dial: self._dialled(key, dial))
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await asyncio.shield(self._dials[key])
-        except TimeoutError as error:
-            raise PeerTimeout(peer, f"no connection in {timeout_s:g} s") from error
+        dial = self._dials.get(key)
+        if dial is None:
+            dial = self._dials[key] = asyncio.ensure_future(self._dial(key))
+            dial.add_done_callback(lambda done: self._dialled(key, done))
+        # A caller that gives up must not end the dial of the others.
+        await asyncio.wait({dial}, timeout=timeout_s)
+        if not dial.done():
+            raise PeerTimeout(peer, f"no connection in {timeout_s:g} s")
+        if dial.cancelled():
+            raise PeerLost(peer, "this peer is closed")
+        return dial.result()
 
     async def _dial(self, key: tuple[str, int]) -> Caller:
         reader, writer = await self._node.open_stream(

@@ -1,0 +1,126 @@
+"""``HivemindCalls`` beyond the contract: who may call, how many streams, dialling."""
+
+import asyncio
+import itertools
+
+import pytest
+
+from swarm_jax.errors import PeerError, PeerLost
+from swarm_jax.net.hivemind_calls import HivemindCalls
+from swarm_jax.net.protocols import Message
+
+protocols = map("calls{}".format, itertools.count())
+
+
+@pytest.fixture
+def make_calls(runner, nodes):
+    """``make_calls(protocol, **settings)`` on a node of the session."""
+    made = []
+
+    async def make(protocol, **settings):
+        node = await nodes.take()
+        defaults = {"heartbeat_s": 0.3, "max_message_bytes": 1 << 20}
+        made.append((HivemindCalls(node, protocol, **{**defaults, **settings}), node))
+        return made[-1][0]
+
+    yield make
+
+    async def close():
+        for calls, node in made:
+            await calls.close()
+            nodes.free.append(node)
+
+    runner.run(close())
+
+
+async def test_peers_of_another_swarm_find_no_handler(make_calls, make_service):
+    service = make_service()
+    caller, callee = await make_calls("swarm one"), await make_calls("swarm two")
+    await callee.serve(service)
+    with pytest.raises(PeerLost, match="protocol"):
+        await caller.call(callee.peer_id, Message({}), timeout_s=10)
+    assert service.admitted == []
+
+
+async def test_peers_off_the_allow_list_are_not_served(
+    make_calls, make_service, caplog
+):
+    service = make_service()
+    protocol = next(protocols)
+    allowed, stranger = await make_calls(protocol), await make_calls(protocol)
+    callee = await make_calls(protocol, authorised=lambda peer: peer == allowed.peer_id)
+    await callee.serve(service)
+    with pytest.raises(PeerLost):
+        await stranger.call(callee.peer_id, Message({}), timeout_s=10)
+    assert service.admitted == []
+    assert f"Refused a stream of peer {stranger.peer_id}" in caplog.text
+    answer = await allowed.call(callee.peer_id, Message({}), timeout_s=10)
+    assert answer.header == {"sender": allowed.peer_id}
+
+
+async def test_a_few_streams_carry_all_calls(make_calls, make_service):
+    protocol = next(protocols)
+    caller = await make_calls(protocol, streams_per_peer=3)
+    callee = await make_calls(protocol)
+    await callee.serve(make_service())
+    for _ in range(2):
+        await asyncio.gather(
+            *(caller.call(callee.peer_id, Message({}), timeout_s=10) for _ in range(20))
+        )
+        assert len(callee._callees[caller.peer_id]) == 3
+
+
+async def test_lost_streams_are_opened_again(make_calls, make_service, until):
+    service = make_service()
+    protocol = next(protocols)
+    caller, callee = await make_calls(protocol), await make_calls(protocol)
+    await callee.serve(service)
+    calls = [
+        asyncio.ensure_future(
+            caller.call(callee.peer_id, Message({"do": "hang"}), timeout_s=30)
+        )
+        for _ in range(4)
+    ]
+    await until(lambda: service.hanging == 4)
+    for link in list(callee._callees[caller.peer_id]):
+        link.abort()
+    for call in calls:
+        with pytest.raises(PeerLost):
+            await call
+    assert service.cancelled == 4
+    assert not caller._dials
+    answer = await caller.call(callee.peer_id, Message({}), timeout_s=10)
+    assert answer.header == {"sender": caller.peer_id}
+
+
+async def test_a_caller_that_gives_up_does_not_break_the_dial(make_calls, make_service):
+    protocol = next(protocols)
+    caller, callee = await make_calls(protocol), await make_calls(protocol)
+    await callee.serve(make_service())
+    calls = [
+        asyncio.ensure_future(caller.call(callee.peer_id, Message({}), timeout_s=10))
+        for _ in range(4)
+    ]
+    await asyncio.sleep(0)
+    calls[0].cancel()
+    calls[1].cancel()
+    for call in calls[2:]:
+        assert (await call).header == {"sender": caller.peer_id}
+
+
+async def test_closing_ends_a_dial(make_calls):
+    caller, callee = await make_calls(next(protocols)), await make_calls("other")
+    call = asyncio.ensure_future(caller.call(callee.peer_id, Message({}), timeout_s=30))
+    await asyncio.sleep(0)
+    await caller.close()
+    with pytest.raises(PeerLost):
+        await call
+
+
+async def test_dialling_a_frozen_peer_is_bounded(swarm_of_hivemind, make_service):
+    caller, callee = await swarm_of_hivemind.peer(), await swarm_of_hivemind.peer()
+    await callee.calls.serve(make_service())
+    callee.freeze()
+    with pytest.raises(PeerError) as caught:
+        await caller.calls.call(callee.peer_id, Message({}), timeout_s=30)
+    assert caught.value.peer == callee.peer_id
