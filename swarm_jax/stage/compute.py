@@ -124,10 +124,10 @@ class StageCompute:
             nonlocal residuals
             weights = self._weights
             if not keep:
-                return _begin_copy(self._programs.forward(weights, uploaded()))
+                return self._programs.forward(weights, uploaded())
             y, vjp, finite = self._programs.forward_keeping(weights, uploaded())
             residuals = weights, vjp  # backward must see the weights of its forward
-            return _begin_copy((y, finite))
+            return y, finite
 
         def fetch(launched):
             y, finite = launched
@@ -152,7 +152,7 @@ class StageCompute:
                 grad_x, finite, self._gradient_sum = self._programs.backward_adding(
                     weights, vjp, uploaded(), self._gradient_sum
                 )
-            return _begin_copy((grad_x, finite))
+            return grad_x, finite
 
         return await self._run_backward("backward", launch, count, order)
 
@@ -166,11 +166,11 @@ class StageCompute:
         def launch():
             arguments = (self._weights, *uploaded())
             if count is None:
-                return _begin_copy(self._programs.loss_backward(*arguments))
+                return self._programs.loss_backward(*arguments)
             *results, self._gradient_sum = self._programs.loss_backward_adding(
                 *arguments, self._gradient_sum
             )
-            return _begin_copy(results)
+            return results
 
         return await self._run_backward("loss_backward", launch, count, order)
 
@@ -187,7 +187,7 @@ class StageCompute:
     async def gradient_sum(self, scale: float) -> list[np.ndarray]:
         return await self._run(
             "gradient_sum",
-            lambda: _begin_copy(self._programs.scale(self._gradient_sum, scale)),
+            lambda: self._programs.scale(self._gradient_sum, scale),
             _to_host,
         )
 
@@ -287,13 +287,6 @@ def _difference(given: tuple, expected: tuple) -> str:
         return f"{len(given)} arrays instead of {len(expected)}"
     index = next(i for i, spec in enumerate(given) if spec != expected[i])
     return f"array {index} is {given[index]} instead of {expected[index]}"
-
-
-def _begin_copy(tree: Any) -> Any:
-    """Has the device send its results as soon as it has them."""
-    for leaf in jax.tree.leaves(tree):
-        leaf.copy_to_host_async()
-    return tree
 
 
 def _to_host(tree: Any) -> list[np.ndarray]:

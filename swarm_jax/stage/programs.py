@@ -25,6 +25,9 @@ from swarm_jax.stage.optimizer import clip_by_given_norm, squared_norm
 
 # Shape suffixes: B microbatch, L sequence, D model dimension.
 
+LARGEST_GRADIENT = 1e30
+"""What a counted gradient stays below: 10^8 of them still have a finite sum."""
+
 Tree = Any
 Arrays = tuple[jax.Array, ...]
 
@@ -222,25 +225,28 @@ class _Passes:
 def _add_if_finite(
     gradient_sum: Tree, gradients: Tree, others: Tree
 ) -> tuple[jax.Array, Tree]:
-    """Adds ``gradients`` if the new sum and ``others`` are finite."""
+    """Adds ``gradients`` if they and ``others`` are finite.
+
+    The gradients are checked and not the new sum, which would be read twice more: that
+    took 5 % of a backward pass of 600 million parameters. So that no sum of finite
+    gradients overflows, "finite" means below ``LARGEST_GRADIENT``.
+    """
+    bounded = [
+        jnp.all(jnp.abs(leaf) < LARGEST_GRADIENT) for leaf in jax.tree.leaves(gradients)
+    ]
+    finite = jnp.all(jnp.stack([*bounded, _all_finite(others)]))
     added = jax.tree.map(
-        lambda total, gradient: total + gradient.astype(total.dtype),
+        lambda total, gradient: jnp.where(
+            finite, total + gradient.astype(total.dtype), total
+        ),
         gradient_sum,
         gradients,
     )
-    finite = _all_finite((added, others))
-    chosen = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), added, gradient_sum
-    )
-    return finite, chosen
+    return finite, added
 
 
 def _all_finite(tree: Tree) -> jax.Array:
-    flags = [
-        jnp.all(jnp.isfinite(leaf))
-        for leaf in jax.tree.leaves(tree)
-        if jnp.issubdtype(leaf.dtype, jnp.floating)
-    ]
+    flags = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(flags)) if flags else jnp.array(True)
 
 
