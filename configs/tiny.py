@@ -11,7 +11,7 @@ def get_config() -> ExperimentConfig:
     config = ExperimentConfig(
         run_id="tiny",
         seed=1,
-        steps=200,
+        steps=150,
         model=GPTConfig(
             num_layers=6, model_dim=128, num_heads=4, ffn_dim=512, sequence_length=128
         ),

@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="stage servers of each stage (default: %(default)s)",
     )
     flags.add_device(parser, default="cpu")
+    flags.add_tensorboard(parser)
     flags.add_cache_dir(parser)
     args = parser.parse_args(argv)
     if args.peers_per_stage < 1:
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cache_dir=args.cache_dir,
         peers_per_stage=args.peers_per_stage,
         device=args.device,
+        tensorboard=args.tensorboard,
     )
     try:
         swarm.run(Console(highlight=False))

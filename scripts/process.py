@@ -130,3 +130,9 @@ def server_command(
         initial_peers(args, node),
         str(args.workdir),
     )
+
+
+def trainer_command(args: argparse.Namespace, node: HivemindNode) -> str:
+    return commands.trainer_command(
+        flags.experiment_arguments(args), initial_peers(args, node), str(args.workdir)
+    )

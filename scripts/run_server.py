@@ -85,7 +85,10 @@ async def serve(args, config) -> None:
             process.announce_ready(args, network.node)
             next_command = process.server_command(args, network.node, args.stage)
             print(f"Stage {args.stage} is served by {network.node.peer_id} ({name}).")
-            print(f"Another peer of it: {next_command}", flush=True)
+            print(f"Another peer of it: {next_command}")
+            print(
+                f"A trainer: {process.trainer_command(args, network.node)}", flush=True
+            )
             await process.until_stopped(server.run(), network.node)
             await server.leave()
     finally:

@@ -16,6 +16,7 @@ from swarm_jax.errors import Diverged
 from swarm_jax.launcher import flags
 from swarm_jax.metrics import (
     MetricsWriter,
+    TensorBoardWriter,
     make_workdir,
     write_json,
     write_run_config,
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_network(parser)
     flags.add_process(parser)
     flags.add_worker(parser, name="trainer")
+    flags.add_tensorboard(parser)
     flags.add_cache_dir(parser)
     args = parser.parse_args(argv)
     config = flags.experiment(args)
@@ -50,6 +52,9 @@ async def train(args, config) -> int:
     started_s = time.monotonic()
     data = open_dataset(config, args.cache_dir)
     metrics = args.workdir / "metrics"
+    steps = MetricsWriter(metrics / "trainer.jsonl")
+    if args.tensorboard:
+        steps = TensorBoardWriter(steps, args.workdir / "tensorboard")
     async with process.joined(args, config) as network:
         process.announce_ready(args, network.node)
         trainer = Trainer(
@@ -57,7 +62,7 @@ async def train(args, config) -> int:
             calls=network.calls,
             directory=network.directory,
             data=data,
-            steps=MetricsWriter(metrics / "trainer.jsonl"),
+            steps=steps,
             swarm=MetricsWriter(metrics / "swarm.jsonl"),
             learning_rate=wiring.make_schedule_of(config),
             server_command=lambda stage: process.server_command(

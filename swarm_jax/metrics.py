@@ -46,6 +46,33 @@ class MetricsWriter:
         self._file.close()
 
 
+class TensorBoardWriter:
+    """Writes records through another writer, and their numbers as scalars too.
+
+    Args:
+        writer: Gets every record as it is.
+        folder: For TensorBoard's event files.
+    """
+
+    def __init__(self, writer: MetricsWriter, folder: Path):
+        # Here: it takes half a second, and few runs ask for it.
+        from tensorboardX import SummaryWriter
+
+        self._writer = writer
+        self._events = SummaryWriter(str(folder))
+
+    def write(self, *, step: int, **record: Any) -> None:
+        self._writer.write(step=step, **record)
+        for name, value in record.items():
+            if isinstance(value, (int, float)):
+                self._events.add_scalar(name, value, step)
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+        self._writer.close()
+
+
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """Complete lines of a metrics file; a line that is still being written is left."""
     with path.open() as file:

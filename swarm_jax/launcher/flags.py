@@ -185,6 +185,15 @@ def add_device(parser: Parser, default: str | None = None) -> None:
     )
 
 
+def add_tensorboard(parser: Parser) -> None:
+    """Adds ``--tensorboard``."""
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="also write the steps' figures for TensorBoard, to WORKDIR/tensorboard",
+    )
+
+
 def add_cache_dir(parser: Parser) -> None:
     """Adds ``--cache_dir``."""
     parser.add_argument(

@@ -30,7 +30,7 @@ BOOTSTRAP_TIMEOUT_S = 120.0
 REFRESH_S = 0.2
 
 RUN_FILES = (
-    *("metrics/*.jsonl", "logs/*.log", "compare.png"),
+    *("metrics/*.jsonl", "tensorboard/*", "logs/*.log", "compare.png"),
     *("summary.json", "config.json", BOOTSTRAP_FILE),
 )
 """What a run writes into its folder, and all that ``--overwrite`` removes from it."""
@@ -47,6 +47,7 @@ class LocalSwarm:
         cache_dir: Corpora and compiled programs, kept between runs.
         peers_per_stage: Stage servers of each stage.
         device: Key of ``flags.PLATFORMS``.
+        tensorboard: Write the steps' figures for TensorBoard too.
     """
 
     experiment: Sequence[str]
@@ -56,6 +57,7 @@ class LocalSwarm:
     cache_dir: Path
     peers_per_stage: int = 2
     device: str = "cpu"
+    tensorboard: bool = False
 
     def run(self, console: Console) -> None:
         """Trains to the end, then prints the summary. Leaves no process behind.
@@ -110,6 +112,7 @@ class LocalSwarm:
         arguments = [
             *self._worker_arguments("trainer", initial_peers),
             *("--device", "cpu", "--cache_dir", str(self.cache_dir)),
+            *(("--tensorboard",) if self.tensorboard else ()),
         ]
         return processes.start(
             "trainer",
