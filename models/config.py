@@ -24,7 +24,6 @@ class GPTConfig:
         sequence_length: L, tokens per sequence.
         rope_base: Base of the rotary frequencies (Su et al. 2021, section 3.4.3).
         norm_epsilon: Added to the mean square in RMSNorm.
-        init_scale: Standard deviation of the embedding and of the matrices' input side.
         compute_dtype: dtype of matrix products; "auto" is bfloat16 on GPU and TPU and
             the parameters' dtype elsewhere.
         parameter_dtype: dtype of parameters, gradient sums and optimizer state.
@@ -39,7 +38,6 @@ class GPTConfig:
     sequence_length: int
     rope_base: float = 10_000.0
     norm_epsilon: float = 1e-5
-    init_scale: float = 0.02
     compute_dtype: str = "auto"
     parameter_dtype: str = "float32"
 

@@ -17,7 +17,6 @@ CONFIG = GPTConfig(
     ffn_dim=12,
     vocab_size=11,
     sequence_length=6,
-    init_scale=0.3,
     parameter_dtype="float64",
 )
 

@@ -27,7 +27,6 @@ def config() -> GPTConfig:
         feed_forward="geglu",
         vocab_size=37,
         sequence_length=12,
-        init_scale=0.3,  # so that every part of the model matters
     )
 
 
