@@ -7,5 +7,6 @@ queue.py        the order in which a device works
 compute.py      one stage on one device: programs, state and queue together
 inline.py       the device in the event loop's thread: tests, virtual time
 threaded.py     the device behind a dispatch thread: live
+export.py       parameters in a file, by layer
 whole_model.py  the control: plain training of the whole model in one process
 """

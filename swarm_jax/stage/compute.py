@@ -54,7 +54,7 @@ class Backward:
     """Attributes:
     grad_x: Encoded gradient of the stage's input; empty on the first stage.
     loss_sum: Sum of the loss over the microbatch's loss tokens (last stage), else 0.
-    finite: Whether the loss, ``grad_x`` and the new gradient sum are finite.
+    finite: Whether the loss and all gradients that were asked for are finite.
     compute_s: Seconds on the device, without waiting in its queue.
     """
 

@@ -8,8 +8,8 @@ Residuals are what ``jax.vjp`` keeps between forward and backward. They leave th
 forward as a pytree, without the weights: those would come out as fresh copies for every
 microbatch. Backward puts them back.
 
-A sum of gradients stays as it is when the new sum would not be finite. That is decided
-on the device, in the same program, so no one ever has to take a gradient out again.
+A gradient that is not finite leaves the sum as it is. That is decided on the device, in
+the same program, so no one ever has to take a gradient out again.
 """
 
 from collections.abc import Callable
