@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="how often each is run (default: %(default)s)",
     )
+    flags.add_device(parser, default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")
     args = parser.parse_args(argv)
     steps = flags.experiment(args).steps
@@ -47,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="swarm_jax-benchmark-") as folder:
         try:
             report = swarm_against_single(
-                flags.experiment_arguments(args), args.repeats, Path(folder), console
+                flags.experiment_arguments(args),
+                args.device,
+                args.repeats,
+                Path(folder),
+                console,
             )
         except ProcessDied as error:
             print(error, file=sys.stderr)

@@ -42,20 +42,26 @@ def measure(name: str, command: Sequence[str], workdir: Path) -> float:
 
 
 def swarm_against_single(
-    experiment: Sequence[str], repeats: int, folder: Path, console: Console
+    experiment: Sequence[str],
+    device: str,
+    repeats: int,
+    folder: Path,
+    console: Console,
 ) -> dict[str, Any]:
     """Measures a local swarm, one peer per stage, against one process; in turn.
 
     Args:
         experiment: ``["--config", FILE, ...]`` for both.
+        device: Key of ``flags.PLATFORMS``, for both.
         repeats: How often each is run.
         folder: Where the run folders go.
 
     Returns:
         The report: speeds of both, their ratios, and what they were measured on.
     """
-    swarm = ["scripts.launch", *experiment, "--peers-per-stage", "1"]
-    single = ["scripts.train_single", *experiment]
+    shared = [*experiment, "--device", device]
+    swarm = ["scripts.launch", *shared, "--peers-per-stage", "1"]
+    single = ["scripts.train_single", *shared]
     speeds: dict[str, list[float]] = {"swarm": [], "single": []}
     for repeat in range(repeats):
         for system, command in (("swarm", swarm), ("single", single)):
@@ -70,6 +76,7 @@ def swarm_against_single(
         "median_ratio": statistics.median(ratios),
         "skipped_steps": COMPILING_STEPS,
         "experiment": list(experiment),
+        "device": device,
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "jax": version("jax"),

@@ -35,7 +35,9 @@ def stand_ins(tmp_path, monkeypatch):
 
 def test_both_are_run_in_turn_and_compared(tmp_path):
     console = Console(file=io.StringIO(), width=120)
-    report = swarm_against_single(["--config", "x"], 2, tmp_path / "runs", console)
+    report = swarm_against_single(
+        ["--config", "x"], "cpu", 2, tmp_path / "runs", console
+    )
     assert report["swarm_tokens_per_s"] == pytest.approx([500, 500])
     assert report["single_tokens_per_s"] == pytest.approx([1000, 1000])
     assert report["median_ratio"] == pytest.approx(0.5)

@@ -88,7 +88,7 @@ def launch(tmp_path):
 def test_a_run_ends_with_its_summary_and_the_wall_time_that_the_user_saw(launch):
     code, output, errors = launch.finish()
     assert (code, errors) == (0, "")
-    assert "step 1/200  loss 2.5000  1,234 tokens/s  counted 100.00 %" in output
+    assert "step 1/150  loss 2.5000  1,234 tokens/s  counted 100.00 %" in output
     assert "validation loss" in output and "1.5000" in output
     assert "of a bigram model" in output and "2.5000" in output
     assert json.loads((launch.workdir / "summary.json").read_text())["wall_s"] > 0
