@@ -94,7 +94,6 @@ class ExactRunner(AllReduceRunner):
         self._future.add_done_callback(
             lambda done: done.cancelled() or done.exception()
         )
-        self.tensor_part_container.return_deltas = False
         # Or it would complain in the log, when collected, that no part has come.
         self.tensor_part_reducer.finished.set()
         self.tensor_part_reducer = ExactReducer(

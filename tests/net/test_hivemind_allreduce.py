@@ -85,6 +85,27 @@ async def test_who_comes_after_the_end_is_refused_at_once(swarm_of_hivemind):
     assert time.monotonic() - started_s < 10
 
 
+@pytest.mark.parametrize("shapes", [[(3, 2)], [(2, 3), (0,)], [(2, 3), ()], [(7,)]])
+async def test_members_with_other_shapes_are_told_at_once(swarm_of_hivemind, shapes):
+    peers = [await swarm_of_hivemind.peer() for _ in range(2)]
+    names = [peer.peer_id for peer in peers]
+    started_s = time.monotonic()
+    voids = await asyncio.gather(
+        *(
+            peer.allreduce.average(
+                "shapes",
+                names,
+                [np.zeros(shape, np.float32) for shape in mine],
+                timeout_s=60,
+            )
+            for peer, mine in zip(peers, ([(2, 3)], shapes), strict=True)
+        ),
+        return_exceptions=True,
+    )
+    assert time.monotonic() - started_s < 20
+    assert all("other members or shapes" in void.reason for void in voids)
+
+
 async def test_strangers_cannot_contribute(swarm_of_hivemind):
     peers, names = await trio(swarm_of_hivemind)
     [waiting] = start(peers[:1], "strangers", names[:2], 100)

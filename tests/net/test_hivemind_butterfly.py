@@ -1,0 +1,127 @@
+"""One round, its members joined by function calls: cutting, adding, failing."""
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hivemind.p2p import PeerID
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swarm_jax.errors import AllReduceVoid, BadMessage
+from swarm_jax.net.hivemind_butterfly import (
+    PART_VALUES,
+    ExactReducer,
+    ExactRunner,
+    cut_shares,
+    join_shares,
+)
+
+PEERS = [PeerID(bytes([0, 1, number])).to_base58() for number in range(60)]
+
+shapes = st.lists(
+    st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=1, max_size=4
+)
+
+
+@settings(deadline=None, derandomize=True)
+@given(shapes, st.integers(2, 9))
+def test_shares_are_equal_and_come_back_as_arrays(shapes, num_peers):
+    generator = np.random.default_rng(0)
+    arrays = [np.asarray(generator.random(s), np.float32) for s in shapes]
+    shares = cut_shares(arrays, num_peers)
+    assert len({len(share) for share in shares}) == 1
+    back = join_shares(shares, arrays)
+    assert [array.shape for array in back] == list(shapes)
+    for array, original in zip(back, arrays, strict=True):
+        assert array.tobytes() == original.tobytes()
+
+
+def make_runners(arrays_of_peers):
+    """Runners of one round that hand their parts to each other directly."""
+    peers = PEERS[: len(arrays_of_peers)]
+    runners = {}
+
+    def exchange_of(sender):
+        async def exchange(peer, number, part):
+            return await runners[peer].aggregate(sender, number, part)
+
+        return exchange
+
+    for peer, arrays in zip(peers, arrays_of_peers, strict=True):
+        runners[peer] = ExactRunner(
+            p2p=SimpleNamespace(peer_id=PeerID.from_base58(peer)),
+            group_id="test",
+            peers=peers,
+            shares=cut_shares(arrays, len(peers)),
+            exchange=exchange_of(peer),
+        )
+    return list(runners.values())
+
+
+async def collect(runner):
+    return [share.numpy() async for share in runner]
+
+
+@pytest.mark.parametrize("num_peers", [2, 3, 7, 49, 60])
+@pytest.mark.parametrize("size", [1, 1000, 3 * PART_VALUES + 5])
+async def test_every_peer_averages_a_share(num_peers, size):
+    arrays = [[np.full(size, number, np.float32)] for number in range(num_peers)]
+    if num_peers * size > 5_000_000:
+        arrays = [[some[0][: 5_000_000 // num_peers]] for some in arrays]
+    runners = make_runners(arrays)
+    for shares in await asyncio.gather(*map(collect, runners)):
+        [mean] = join_shares(shares, arrays[0])
+        np.testing.assert_array_equal(mean, np.full_like(mean, (num_peers - 1) / 2))
+
+
+async def test_a_sender_that_gives_up_takes_no_mean_from_the_others():
+    first, *_ = make_runners([[np.ones(10, np.float32)]] * 3)
+    part = np.ones(16, np.float32)
+    waiting = [
+        asyncio.ensure_future(first.aggregate(peer, 0, part)) for peer in PEERS[:2]
+    ]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    np.testing.assert_array_equal(await first.aggregate(PEERS[2], 0, part), part)
+    np.testing.assert_array_equal(await waiting[1], part)
+
+
+async def test_a_void_round_frees_all_that_wait_for_it():
+    first, *_ = make_runners([[np.ones(10, np.float32)]] * 3)
+    part = np.ones(16, np.float32)
+    waiting = asyncio.ensure_future(first.aggregate(PEERS[1], 0, part))
+    await asyncio.sleep(0)
+    assert first.lacking() == (PEERS[0], PEERS[2])
+    first.fail(AllReduceVoid((PEERS[2],), "first reason"))
+    first.fail(AllReduceVoid((PEERS[0],), "second reason"))
+    for late in (waiting, first.aggregate(PEERS[2], 0, part)):
+        with pytest.raises(AllReduceVoid, match="first reason"):
+            await late
+    with pytest.raises(BadMessage, match="came twice"):
+        await first.aggregate(PEERS[2], 0, part)
+
+
+async def test_the_sum_does_not_depend_on_the_order_of_arrival():
+    values = np.array([1e8, 1.0, -1e8, 1.0], np.float32)
+    means = set()
+    for order in ([0, 1, 2, 3], [3, 1, 2, 0], [2, 0, 3, 1]):
+        reducer = ExactReducer([1], 4)
+        for sender in order:
+            mean = reducer.add(sender, 0, values[sender : sender + 1])
+        means.add(mean.result().tobytes())
+    assert len(means) == 1
+
+
+async def test_who_owes_a_mean_is_named(until):
+    first, *_ = runners = make_runners([[np.ones(10, np.float32)]] * 3)
+    collecting = [asyncio.ensure_future(collect(r)) for r in (first, runners[2])]
+    part = np.ones(16, np.float32)
+    # The second takes part in the others' shares, but not in its own.
+    for runner in (first, runners[2]):
+        await runner.aggregate(PEERS[1], 0, part)
+    await until(lambda: first.lacking() == (PEERS[1],))
+    for task in collecting:
+        task.cancel()
+    await asyncio.wait(collecting)
