@@ -89,7 +89,6 @@ class TorchTrainer:
         self,
         config: GPTConfig,
         settings: OptimizerSettings,
-        *,
         steps: int,
         device: str,
     ):

@@ -34,7 +34,7 @@ def layers(params):
 
 def make_trainer(config, **changes):
     settings = SimpleNamespace(**{**vars(SETTINGS), **changes})
-    return TorchTrainer(config, settings, steps=STEPS, device="cpu")
+    return TorchTrainer(config, settings, STEPS, "cpu")
 
 
 def schedule(steps=STEPS):

@@ -79,3 +79,8 @@ def test_a_gpu_that_is_not_there_is_named(arguments, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="--device cuda13"):
         train_pytorch.main([*arguments[:-1], "cuda13"])
+
+
+def test_no_steps_to_compare_are_refused(arguments):
+    with pytest.raises(ConfigError, match="--steps 0: use 1 or more"):
+        train_pytorch.main([*arguments, "--parity", "--steps", "0"])
