@@ -127,6 +127,9 @@ class LocalCalls:
         except BadMessage as error:
             self._drop(sender, error, answer)
             return
+        except Exception as error:  # as on the wire: the caller hears of it
+            _fail(answer, RemoteError(self.peer_id, repr(error)))
+            return
         if refusal is not None:
             _resolve(answer, _through_msgpack(refusal))
             return
@@ -210,8 +213,8 @@ class LocalDirectory:
     ) -> bool:
         expires_at_s = self.now_s() + expires_in_s
         old = self._records.setdefault(key, {}).get(subkey)
-        if old is not None and old.expires_at_s > expires_at_s:
-            return False
+        if old is not None:
+            expires_at_s = max(expires_at_s, old.expires_at_s)
         packed = msgpack.unpackb(msgpack.packb(value))
         self._records[key][subkey] = Record(packed, expires_at_s)
         return True
