@@ -58,18 +58,17 @@ async def joined(
         heartbeat_s=config.tuning.heartbeat_s,
         max_message_bytes=config.tuning.max_message_bytes,
     )
-    allreduce = await HivemindAllReduce.create(
-        node,
-        f"{protocol}.allreduce",
-        heartbeat_s=config.tuning.heartbeat_s,
-        join_timeout_s=config.tuning.allreduce_timeout_s,
-    )
-    try:
+    async with contextlib.AsyncExitStack() as closing:
+        closing.push_async_callback(node.close)
+        closing.push_async_callback(calls.close)
+        allreduce = await HivemindAllReduce.create(
+            node,
+            f"{protocol}.allreduce",
+            heartbeat_s=config.tuning.heartbeat_s,
+            join_timeout_s=config.tuning.allreduce_timeout_s,
+        )
+        closing.push_async_callback(allreduce.close)
         yield Network(node, calls, HivemindDirectory(node), allreduce)
-    finally:
-        await allreduce.close()
-        await calls.close()
-        await node.close()
 
 
 async def until_stopped(work: Awaitable[T], node: HivemindNode) -> T | None:
@@ -89,7 +88,7 @@ async def until_stopped(work: Awaitable[T], node: HivemindNode) -> T | None:
             [working, stopping, dying], return_when=asyncio.FIRST_COMPLETED
         )
         if working.done():
-            return working.result()
+            return _result(working)
         if dying.done():
             raise StartupError(dying.result())
         return None
@@ -97,6 +96,16 @@ async def until_stopped(work: Awaitable[T], node: HivemindNode) -> T | None:
         for task in (working, stopping, dying):
             task.cancel()
         await asyncio.wait([working, stopping, dying])
+
+
+def _result(task: asyncio.Future[T]) -> T:
+    """The task's result; of a group of one exception, that exception."""
+    error = task.exception()
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if error is not None:
+        raise error
+    return task.result()
 
 
 def log_to_stderr() -> None:

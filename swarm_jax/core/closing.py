@@ -13,6 +13,8 @@ from swarm_jax.core.ledger import missing_stages
 
 ONLINE, JOINING, DRAINING, OFFLINE = "ONLINE", "JOINING", "DRAINING", "OFFLINE"
 
+NO_LIVE_PEER = "no live peer"
+
 
 @dataclass(frozen=True, slots=True)
 class CommitRecord:
@@ -53,10 +55,15 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Send the microbatches; each names the stages that lack it."""
+    """Send the microbatches; each names the stages that lack it.
+
+    Attributes:
+        avoid: Peers that this step is closed without, so nothing goes to them.
+    """
 
     step: int
     missing: Mapping[int, frozenset[int]]
+    avoid: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +131,7 @@ def next_action(
     """
     stages = _serving(reports, num_stages)
     if empty := tuple(stage for stage, peers in stages.items() if not peers):
-        return Wait(empty, "no live peer")
+        return Wait(empty, NO_LIVE_PEER)
     newest = {stage: max(p.step for p in peers) for stage, peers in stages.items()}
     low, high = min(newest.values()), max(newest.values())
     if low < high:
@@ -142,7 +149,8 @@ def next_action(
         return Drop(low, twice.peer)
     counted = {stage: [p.counted for p in peers] for stage, peers in members.items()}
     if missing := missing_stages(counted, microbatches):
-        return Feed(low, missing)
+        used = {peer.peer for peers in members.values() for peer in peers}
+        return Feed(low, missing, left_out - used)
     return Close(low, {stage: tuple(peers) for stage, peers in members.items()})
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from swarm_jax.core.throughput import ThroughputAverage
 
+MAX_DOUBLINGS = 30
+
 
 @dataclass(slots=True)
 class _Peer:
@@ -19,7 +21,12 @@ class _Peer:
     turn: int
     throughput: ThroughputAverage = field(default_factory=ThroughputAverage)
     failures: int = 0
-    barred_until_s: float = 0.0
+    banned_until_s: float = 0.0
+    paused_until_s: float = 0.0
+
+    @property
+    def unusable_until_s(self) -> float:
+        return max(self.banned_until_s, self.paused_until_s)
 
 
 class Router:
@@ -57,7 +64,7 @@ class Router:
             entry = self._peers.get(peer)
             if entry is None or entry.turn != turn:
                 continue
-            if peer in exclude or entry.barred_until_s > now_s:
+            if peer in exclude or entry.unusable_until_s > now_s:
                 passed_over.append(peer)
             else:
                 chosen = peer
@@ -78,16 +85,21 @@ class Router:
             entry.failures = 0
 
     def failed(self, peer: str, now_s: float) -> None:
-        """Bans the peer, twice as long as the last time."""
-        if entry := self._peers.get(peer):
-            ban_s = min(self._max_ban_s, self._ban_s * 2**entry.failures)
+        """Bans the peer, twice as long as the last time.
+
+        What fails while it is banned already was sent before: one lost connection
+        fails everything in flight, and is one failure.
+        """
+        entry = self._peers.get(peer)
+        if entry and entry.banned_until_s <= now_s:
+            ban_s = self._ban_s * 2 ** min(entry.failures, MAX_DOUBLINGS)
             entry.failures += 1
-            entry.barred_until_s = now_s + ban_s
+            entry.banned_until_s = now_s + min(self._max_ban_s, ban_s)
 
     def pause(self, peer: str, until_s: float) -> None:
         """Leaves the peer alone for a moment, through no fault of its own."""
         if entry := self._peers.get(peer):
-            entry.barred_until_s = max(entry.barred_until_s, until_s)
+            entry.paused_until_s = max(entry.paused_until_s, until_s)
 
     def _push(self, peer: str) -> None:
         entry = self._peers[peer]

@@ -14,6 +14,8 @@ class StageState:
     Attributes:
         promise: The newest round it has answered; older ones are refused.
         settling: Indices whose gradient the device is adding right now.
+        changing: Whether device and ledger are being changed together (update, drop,
+            new state): until that is over nothing may enter the sum.
         prepared: (step, digest of the all-reduced gradient), if it holds one.
     """
 
@@ -25,6 +27,7 @@ class StageState:
         self.promise = NO_ROUND
         self.ledger = Ledger()
         self.settling: set[int] = set()
+        self.changing = False
         self.prepared: tuple[int, str] | None = None
         self.last_commit: CommitRecord | None = None
 
@@ -39,6 +42,7 @@ class StageState:
         """Whether a gradient of this microbatch may enter the sum at this moment."""
         return (
             self.state == ONLINE
+            and not self.changing
             and round_ >= self.promise
             and id_.step == self.step
             and not self.has_counted(id_)
@@ -61,7 +65,7 @@ class StageState:
         """Goes on to the next step; None for a step that is skipped."""
         assert gradient_norm is None or self.can_commit
         applied = "skipped" if gradient_norm is None else self.prepared[1]
-        link = f"{self.lineage}/{self.step}/{applied}"
+        link = f"{self.lineage}/{self.step}/{applied}/{gradient_norm!r}"
         self.lineage = hashlib.sha256(link.encode()).hexdigest()[:32]
         self.last_commit = CommitRecord(self.step, gradient_norm)
         self.step += 1

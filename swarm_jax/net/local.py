@@ -61,6 +61,11 @@ class LocalNetwork:
         for round_ in self._rounds.values():
             round_.lose(peer_id)
 
+    def forget(self, peer_id: str) -> None:
+        """A dead peer's name can be used again, as by a restarted process."""
+        assert not self.is_alive(peer_id)
+        del self._peers[peer_id]
+
     def freeze(self, peer_id: str) -> None:
         """The peer stops to answer, and to send heartbeats, until ``thaw``."""
         self._peers[peer_id].freeze()

@@ -12,7 +12,7 @@ from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.closing import Feed
 from swarm_jax.core.ids import MicrobatchID, Round
 from swarm_jax.roles.messages import Relay
-from swarm_jax.roles.relay import Answer, NextStage, RelayFailed
+from swarm_jax.roles.relay import Answer, NextStage, NoRoute, RelayFailed
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,6 @@ class Feeder:
         self,
         action: Feed,
         round_: Round,
-        avoid: frozenset[str],
         answered: Callable[[int], None],
     ) -> list[RelayFailed]:
         """Sends what is missing, waits for all of it, and returns what went wrong."""
@@ -63,7 +62,7 @@ class Feeder:
                     id=MicrobatchID(action.step, index),
                     counted_by=action.missing[index],
                     training=True,
-                    avoid=avoid,
+                    avoid=action.avoid,
                     budget_s=self._config.tuning.relay_timeout_s,
                 ),
             )
@@ -71,8 +70,10 @@ class Feeder:
 
         return await self._for_each(sorted(action.missing), one)
 
-    async def validation_loss(self, step: int, round_: Round) -> float | None:
-        """Mean loss over the held-out sequences, through the swarm; None if it failed.
+    async def validation_loss(
+        self, step: int, round_: Round
+    ) -> tuple[float, list[RelayFailed]]:
+        """Mean loss over the held-out sequences, through the swarm; and what failed.
 
         Args:
             step: The step that the peers are at.
@@ -97,9 +98,9 @@ class Feeder:
             sums.append((answer.loss_sum, batch.loss_tokens))
 
         microbatches = range(sequences // self._config.swarm.microbatch_size)
-        if await self._for_each(microbatches, one):
-            return None
-        return math.fsum(s for s, _ in sums) / sum(tokens for _, tokens in sums)
+        failures = await self._for_each(microbatches, one)
+        tokens = sum(tokens for _, tokens in sums)
+        return math.fsum(s for s, _ in sums) / max(1, tokens), failures
 
     async def _send(self, batch: Microbatch, relay: Relay) -> Answer:
         return await self._first_stage.send(relay, [batch.targets, batch.inputs])
@@ -107,11 +108,14 @@ class Feeder:
     async def _for_each(
         self, indices: Iterable[int], send: Callable[[int], object]
     ) -> list[RelayFailed]:
+        """Stops to send when a stage cannot be reached: the leader looks why."""
         in_flight = asyncio.Semaphore(self._config.tuning.microbatches_in_flight)
         failures: list[RelayFailed] = []
 
         async def bounded(index: int) -> None:
             async with in_flight:
+                if any(isinstance(failure, NoRoute) for failure in failures):
+                    return
                 try:
                     await send(index)
                 except RelayFailed as error:

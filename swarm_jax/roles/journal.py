@@ -172,7 +172,8 @@ class Journal:
             counted_twice=past.counted_twice + record["microbatches_counted_twice"],
         )
 
-    def validated(self, loss: float) -> None:
+    def validated(self, loss: float | None) -> None:
+        """None when the model gives non-finite values."""
         record, self._unvalidated = self._unvalidated, None
         assert record is not None
         self.totals.validation_loss = loss

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.closing import (
+    NO_LIVE_PEER,
     Close,
     CommitRecord,
     CommitRest,
@@ -113,18 +114,27 @@ class Leader:
         reports = []
         for peer in accepted(replies):
             try:
-                reports.append(report_from_header(peer, replies[peer]))
+                report = report_from_header(peer, replies[peer])
+                self._check(report)
+                reports.append(report)
             except MalformedHeader as error:
                 logger.warning("report of %s: %s", peer[-6:], error)
         self._journal.collected(reports)
         return reports
+
+    def _check(self, report: Report) -> None:
+        """Raises ``MalformedHeader`` for a report that cannot be true."""
+        is_last = report.stage == self._config.swarm.num_stages - 1
+        losses = report.losses.keys() if report.losses is not None else None
+        unknown = report.counted - set(range(self._config.microbatches_per_step))
+        if unknown or (is_last and losses != report.counted):
+            raise MalformedHeader("its ledger does not fit the step")
 
     async def _feed(self, action: Feed, reports: Collection[Report]) -> None:
         self._journal.feeding(action.step)
         failures = await self._feeder.feed(
             action,
             self._leadership.round,
-            self._preparing.left_out,
             self._journal.answered,
         )
         for failure in failures:
@@ -205,22 +215,39 @@ class Leader:
                 "Lower optimizer.learning_rate, or set swarm.on_nonfinite='skip_step'"
             )
         logger.warning("step %d is skipped: %s", step, what)
+        self._leadership.next_round()
         self._journal.skipping(step)
         current = [report.peer for report in reports if report.step == step]
         await self._commit(CommitRecord(step, None), current)
 
     async def _validate(self, reports: Collection[Report]) -> None:
         step = max(report.step for report in reports)
-        loss = await self._feeder.validation_loss(step, self._leadership.round)
-        if loss is not None:
+        loss, failures = await self._feeder.validation_loss(
+            step, self._leadership.round
+        )
+        for failure in failures:
+            match failure:
+                case RefusedRound(promise=promise):
+                    self._leadership.check_promise(promise)
+                case ModelDiverged() if self._config.swarm.on_nonfinite == "stop":
+                    raise Diverged(f"Validation after step {step}: {failure}")
+                case ModelDiverged():
+                    self._journal.validated(None)
+                    return
+        if not failures:
             self._journal.validated(loss)
 
     async def _wait(self, stages: Collection[int], reason: str) -> None:
         names = ", ".join(map(str, stages))
-        command = self._server_command(min(stages))
+        is_empty = reason == NO_LIVE_PEER
+        advice = (
+            f"Start a peer: {self._server_command(min(stages))}"
+            if is_empty
+            else "Bring one of its former peers back, or start the run again"
+        )
         self._journal.waiting(
             f"Waiting: {'stage' if len(stages) == 1 else 'stages'} {names}: {reason}. "
-            f"Start a peer: {command}"
+            f"{advice}"
         )
         await asyncio.sleep(WAIT_S)
         await self._view.refresh()

@@ -9,7 +9,7 @@ from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.ids import Round
 from swarm_jax.errors import PeerError
 from swarm_jax.net.protocols import Message, PeerCalls
-from swarm_jax.roles.messages import Request, Status, read, to_header
+from swarm_jax.roles.messages import MalformedHeader, Request, Status, read, to_header
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +67,13 @@ class Leadership:
             for peer, header in zip(requests, headers, strict=True)
             if header is not None
         }
-        for header in replies.values():
-            if header.get("status") == Status.OLD_ROUND:
-                self.check_promise(read(header, "promise", "Round"))
+        for peer, header in list(replies.items()):
+            try:
+                if header.get("status") == Status.OLD_ROUND:
+                    self.check_promise(read(header, "promise", "Round"))
+            except MalformedHeader as error:
+                logger.warning("%s: answer of %s: %s", requests[peer].op, peer, error)
+                del replies[peer]
         return replies
 
     async def _ask(
@@ -83,8 +87,11 @@ class Leadership:
             return None
 
     def check_promise(self, promise: Round) -> None:
-        """Raises ``Deposed`` when a promise belongs to a newer term than ours."""
-        if promise[:2] > self.round[:2]:
+        """Raises ``Deposed`` when a promise is newer than all that we have asked.
+
+        It may even be our own, from before a restart with the same identity.
+        """
+        if promise > self.round:
             raise Deposed(promise)
 
 

@@ -6,10 +6,14 @@ given to the newer one (design, section 5).
 """
 
 import asyncio
+from typing import Any
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.errors import ConfigError
-from swarm_jax.net.protocols import Directory, Record
+from swarm_jax.net.protocols import Directory
+
+MAX_NUMBER = 2**48
+"""Larger term numbers are nonsense: they would leave no room for those after them."""
 
 
 class Lease:
@@ -44,9 +48,10 @@ class Lease:
             ConfigError: Another trainer of this swarm has other data.
         """
         while True:
-            others = await self._others()
-            if not any(record.value["leads"] for record in others.values()):
-                numbers = [record.value["number"] for record in others.values()]
+            claims = await self._claims()
+            others = {t: claim for t, claim in claims.items() if t != self._trainer}
+            if not any(claim["leads"] for claim in others.values()):
+                numbers = [claim["number"] for claim in claims.values()]
                 number = max([self._seen, *numbers]) + 1
                 await self._store(number, leads=True)
                 self._seen = number
@@ -73,28 +78,30 @@ class Lease:
             self._key, self._trainer, value, expires_in_s=self._lease_s
         )
 
-    async def _others(self) -> dict[str, Record]:
+    async def _claims(self) -> dict[str, dict[str, Any]]:
+        """Live claims by trainer, an earlier one of our own among them."""
         records = await self._directory.get(self._key)
-        others = {
-            trainer: record
+        claims = {
+            trainer: record.value
             for trainer, record in records.items()
-            if trainer != self._trainer and _is_claim(record.value)
+            if _is_claim(record.value)
         }
-        for trainer, record in others.items():
-            if record.value["data_digest"] != self._data_digest:
+        for trainer, claim in claims.items():
+            if claim["data_digest"] != self._data_digest:
                 raise ConfigError(
                     f"Trainer {trainer[-6:]} of this swarm trains on other data "
-                    f"(digest {record.value['data_digest']}, here "
-                    f"{self._data_digest}). Use the same corpus files, Python version "
-                    "and tokenizer on all trainers, or give this run another run_id"
+                    f"(digest {claim['data_digest']}, here {self._data_digest}). Use "
+                    "the same corpus files, Python version and tokenizer on all "
+                    "trainers, or give this run another run_id"
                 )
-        return others
+        return claims
 
 
 def _is_claim(value: object) -> bool:
     return (
         isinstance(value, dict)
         and type(value.get("number")) is int
+        and 0 <= value["number"] < MAX_NUMBER
         and type(value.get("leads")) is bool
         and isinstance(value.get("data_digest"), str)
     )

@@ -50,7 +50,7 @@ class Preparing:
             for stage, reports in action.groups.items()
         }
         replies = await self._ask_all(action.step, groups, loss_tokens)
-        ready = accepted(replies)
+        ready = {peer for peer in accepted(replies) if _norm(replies[peer]) is not None}
         for stage, group in groups.items():
             statuses = {replies.get(peer, {}).get("status") for peer in group}
             if Status.NONFINITE in statuses:
@@ -58,10 +58,7 @@ class Preparing:
         if missing := {p for group in groups.values() for p in group} - ready:
             self._void(action.step, missing, replies, groups)
             return None
-        norms = [
-            read(replies[min(group)], "squared_norm", "float")
-            for group in groups.values()
-        ]
+        norms = [_norm(replies[min(group)]) for group in groups.values()]
         return math.sqrt(math.fsum(norms))
 
     async def _ask_all(
@@ -107,6 +104,13 @@ class Preparing:
         self._voids = 0
         self._failures: list[tuple[str, list[str]]] = []
         self.left_out: frozenset[str] = frozenset()
+
+
+def _norm(reply: Mapping[str, Any]) -> float | None:
+    try:
+        return read(reply, "squared_norm", "float")
+    except MalformedHeader:
+        return None
 
 
 def _lacked(reply: Mapping[str, Any] | None) -> list[str]:

@@ -95,6 +95,8 @@ class NextStage:
         self._tuning = config.tuning
         self._swarm = config.swarm_fingerprint()
         self._gradient_specs = list(gradient_specs)
+        # Half of what the sender of a fresh microbatch has: less was used up elsewhere.
+        self._full_budget_s = config.tuning.relay_timeout_s / 2
         self._router = Router(config.tuning.ban_s, config.tuning.max_ban_s)
 
     async def send(self, relay: Relay, arrays: Sequence[np.ndarray]) -> Answer:
@@ -110,7 +112,7 @@ class NextStage:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + relay.budget_s
         nonfinite: list[str] = []
-        first_try = True
+        dead_ends: set[str] = set()
         while True:
             left_s = deadline_s - loop.time()
             if left_s < self._tuning.hop_budget_s:
@@ -121,16 +123,20 @@ class NextStage:
             if peer is None:
                 raise ModelDiverged(relay.id, self.stage, nonfinite)
             try:
-                return await self._try(peer, relay, arrays, deadline_s, nonfinite)
+                return await self._try(
+                    peer, relay, arrays, deadline_s, nonfinite, dead_ends
+                )
             except PeerTimeout as error:
-                if first_try:
+                if left_s > self._full_budget_s:
                     self._ban(peer, relay, error)
                 raise OutOfBudget(str(error)) from error
             except (PeerError, MalformedHeader) as error:
                 self._ban(peer, relay, error)
+                dead_ends.add(peer)
             except _TryAnother:
                 pass
-            first_try = False
+            if dead_ends and dead_ends >= set(self._view.online(self.stage)):
+                raise NoRoute(f"no peer of stage {self.stage} gives an answer")
             if len(nonfinite) > 1:
                 raise ModelDiverged(relay.id, self.stage, nonfinite)
 
@@ -163,6 +169,7 @@ class NextStage:
         arrays: Sequence[np.ndarray],
         deadline_s: float,
         nonfinite: list[str],
+        dead_ends: set[str],
     ) -> Answer:
         loop = asyncio.get_running_loop()
         start_s = loop.time()
@@ -171,7 +178,10 @@ class NextStage:
         reply = await self._calls.call(
             peer, Message(to_header(hop, self._swarm), arrays), timeout_s=left_s
         )
-        if self._status(peer, relay.id, reply.header, nonfinite) is not Status.OK:
+        status = self._status(peer, relay.id, reply.header, nonfinite)
+        if status is Status.NO_ROUTE:
+            dead_ends.add(peer)
+        if status is not Status.OK:
             raise _TryAnother
         elapsed_s = loop.time() - start_s
         answer = self._answer(relay, reply)

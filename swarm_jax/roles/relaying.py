@@ -49,6 +49,7 @@ class _Count:
         return True
 
     def settle(self, finite: bool, loss_sum: float) -> None:
+        assert self._relay.id.step == self._state.step
         self._state.settling.discard(self._relay.id.index)
         if finite:
             self._state.ledger.add(self._relay.id.index, loss_sum)

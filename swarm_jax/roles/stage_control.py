@@ -102,7 +102,6 @@ class StageControl:
     async def _drop(self, request: DropSum) -> Message:
         if bad := self._refuse(request.round, request.step):
             return bad
-        await self._relaying.settled()
         await self._compute.clear()
         self._state.clear()
         return Message({"status": Status.OK})
@@ -113,19 +112,16 @@ class StageControl:
         Each of n peers contributes ``sum * n / T`` to a mean over n, so that any split
         of the microbatches over peers, idle ones included, gives the same gradient.
         """
-        state, me = self._state, self._calls.peer_id
-        if bad := self._refuse(request.round, request.step):
-            return bad
-        if request.group.get(me) != state.ledger_digest():
-            return refusal(Status.DIFFERENT_LEDGER)
-        scale = len(request.group) / request.loss_tokens
-        gradients = await self._compute.gradient_sum(scale)
-        group_id = "/".join(map(str, (state.stage, request.step, *request.round)))
+        contribution = await self._change(self._contribution(request))
+        if isinstance(contribution, Message):
+            return contribution
+        stage = self._state.stage
+        group_id = "/".join(map(str, (stage, request.step, *request.round)))
         try:
             mean = await self._allreduce.average(
                 f"{self._view.prefix}/{group_id}",
                 sorted(request.group),
-                gradients,
+                contribution,
                 timeout_s=self._tuning.allreduce_timeout_s,
             )
         except AllReduceVoid as void:
@@ -133,9 +129,19 @@ class StageControl:
             return refusal(Status.VOID, lacked=list(void.missing))
         return await self._change(self._load(request, mean))
 
+    async def _contribution(self, request: Prepare) -> Message | list[np.ndarray]:
+        """This peer's part of the mean, if its sum is what the leader believes."""
+        if bad := self._refuse(request.round, request.step):
+            return bad
+        if request.group.get(self._calls.peer_id) != self._state.ledger_digest():
+            return refusal(Status.DIFFERENT_LEDGER)
+        scale = len(request.group) / request.loss_tokens
+        return await self._compute.gradient_sum(scale)
+
     async def _load(self, request: Prepare, mean: list[np.ndarray]) -> Message:
         if bad := self._refuse(request.round, request.step):
             return bad
+        self._state.prepared = None
         squared_norm = await self._compute.load_reduced(mean)
         if not np.isfinite(squared_norm):
             return refusal(Status.NONFINITE)
@@ -229,20 +235,26 @@ class StageControl:
         lineage: str,
         last_commit: CommitRecord | None,
     ) -> None:
-        await self._relaying.settled()
         await self._compute.load_state(reply.arrays)
         self._state.adopt(step, lineage, last_commit)
+        self._on_state()
 
     async def _change(self, change: Coroutine[Any, Any, T]) -> T:
-        """Changes device and ledger together: one change at a time, each to its end.
+        """Reads or changes device and ledger together: one at a time, each to its end.
 
         The caller may lose patience in the middle (a first update compiles for long);
         if that cancelled the change, the device would have gone on without the ledger.
+        And no gradient may enter the sum between the two.
         """
 
         async def alone() -> T:
             async with self._changing:
-                return await change
+                self._state.changing = True
+                try:
+                    await self._relaying.settled()
+                    return await change
+                finally:
+                    self._state.changing = False
 
         changing = asyncio.ensure_future(alone())
         changing.add_done_callback(self._note_failure)
@@ -256,6 +268,7 @@ class StageControl:
 
     def _fetched(self, task: asyncio.Task) -> None:
         self._fetching = None
+        self._note_failure(task)
         if not task.cancelled() and task.exception() is None:
             self._enter(ONLINE)
 

@@ -80,6 +80,7 @@ class StageServer:
         shape = (config.swarm.microbatch_size, config.model.sequence_length)
         self._relay_specs = [("int32", shape), *compute.input_specs]
         self._news = asyncio.Event()
+        self._finished = False
         self.state = StageState(stage)
         self.view = SwarmView(config, directory)
         self._relaying = Relaying(
@@ -98,7 +99,7 @@ class StageServer:
             self.view,
             self._relaying,
             on_commit=self._committed,
-            on_state=self._news.set,
+            on_state=self._state_changed,
         )
 
     def _next_stage(self, config: ExperimentConfig, stage: int) -> NextStage | None:
@@ -160,7 +161,8 @@ class StageServer:
             )
         if relay.training and relay.id.index >= self._config.microbatches_per_step:
             raise BadMessage(sender, f"there is no microbatch {relay.id.index}")
-        if len(self._relaying) >= self._config.tuning.max_queue:
+        full = len(self._relaying) >= self._config.tuning.max_queue
+        if full or state.changing:
             return refusal(Status.BUSY)
         return None
 
@@ -187,7 +189,8 @@ class StageServer:
         if refused := self._admit_relay(sender, relay, specs):
             return refused
         tokens = message.arrays[:2] if self.state.stage == 0 else message.arrays[:1]
-        if any(t.max() >= self._config.model.vocab_size for t in tokens):
+        too_large = any(t.max() >= self._config.model.vocab_size for t in tokens)
+        if too_large or (len(tokens) > 1 and tokens[1].min() < 0):
             raise BadMessage(sender, "sent a token outside the vocabulary")
         self.state.promise_to(relay.round)
         return await self._relaying.run(relay, list(message.arrays))
@@ -219,5 +222,10 @@ class StageServer:
             tokens_per_s=self._relaying.throughput.tokens_per_s or 0.0,
             lineage=self.state.lineage,
         )
-        if self.state.step == self._config.steps:
+        self._state_changed()
+
+    def _state_changed(self) -> None:
+        self._news.set()
+        if self.state.step == self._config.steps and not self._finished:
+            self._finished = True
             self._on_finished()

@@ -80,7 +80,15 @@ def test_a_peer_left_out_is_neither_waited_for_nor_counted():
         report("c", 1, WHOLE),
         left_out=frozenset({"b"}),
     )
-    assert action == Feed(3, {2: frozenset({0}), 3: frozenset({0})})
+    missing = {2: frozenset({0}), 3: frozenset({0})}
+    assert action == Feed(3, missing, avoid=frozenset({"b"}))
+
+
+def test_a_peer_left_out_is_used_again_when_it_is_the_only_one():
+    action = decide(
+        report("a", 0, [0, 1]), report("c", 1, WHOLE), left_out=frozenset({"a"})
+    )
+    assert isinstance(action, Feed) and not action.avoid
 
 
 def test_a_stage_is_never_left_empty_by_leaving_peers_out():

@@ -55,12 +55,19 @@ def test_bans_double_expire_and_end_with_a_success():
     assert router.pick(1, 11.0) == "a"
 
 
+def test_a_lost_connection_with_many_in_flight_is_one_failure():
+    router = make_router("a")
+    for _ in range(12):
+        router.failed("a", now_s=0.0)
+    assert router.pick(1, 1.0) == "a"
+
+
 def test_no_ban_is_longer_than_the_longest():
     router = make_router("a")
-    for _ in range(20):
-        router.failed("a", now_s=0.0)
-    assert router.pick(1, 29.9) is None
-    assert router.pick(1, 30.0) == "a"
+    for failure in range(2000):
+        router.failed("a", now_s=30.0 * failure)
+    assert router.pick(1, 30.0 * failure + 29.9) is None
+    assert router.pick(1, 30.0 * failure + 30.0) == "a"
 
 
 def test_a_banned_peer_that_returns_gets_no_backlog():

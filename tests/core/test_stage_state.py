@@ -38,6 +38,20 @@ def test_nothing_is_counted_for_another_step_or_while_joining():
     assert not state.may_count(MicrobatchID(0, 0), NEW)
 
 
+def test_nothing_enters_the_sum_while_device_and_ledger_change():
+    state = StageState(0)
+    state.changing = True
+    assert not state.may_count(MicrobatchID(0, 0), NEW)
+
+
+def test_a_different_norm_is_a_different_lineage():
+    one, other = StageState(0), StageState(0)
+    for state, norm in ((one, 1.0), (other, 1.0000001)):
+        state.prepare([b"g"])
+        state.commit(norm)
+    assert one.lineage != other.lineage
+
+
 def test_lineages_agree_exactly_when_the_gradients_did():
     same, equal, other = (StageState(0) for _ in range(3))
     for state, gradient in ((same, b"g"), (equal, b"g"), (other, b"h")):

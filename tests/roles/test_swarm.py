@@ -1,14 +1,16 @@
 """Whole swarms on virtual time: exactly once, equal replicas, plain failures."""
 
 import asyncio
+import contextlib
 import logging
 
 import numpy as np
 import pytest
 
 from swarm_jax.core.ledger import Audit
-from swarm_jax.errors import ConfigError, Diverged
+from swarm_jax.errors import ConfigError, Diverged, PeerLost, PeerTimeout
 from swarm_jax.net.local import LocalNetwork
+from swarm_jax.net.protocols import Message
 from swarm_jax.roles.compute import Forward
 from swarm_jax.sim.clock import run_virtual
 
@@ -138,6 +140,116 @@ def test_a_stage_without_a_peer_is_named_and_the_run_goes_on(
     assert swarm.seconds[-1]["waiting"] is None
 
 
+@pytest.mark.parametrize("peers", [[1, 1, 1], [2, 2, 2]])
+def test_a_stage_that_dies_in_the_middle_of_a_step_is_named(config, make_swarm, peers):
+    async def main():
+        swarm = make_swarm(config, peers)
+        training = asyncio.ensure_future(swarm.run())
+        await until(lambda: "stage1-0" in swarm.servers)
+        state = swarm.servers["stage1-0"].state
+        await until(lambda: state.step == 2 and len(state.ledger) > 0)
+        for replica in range(peers[1]):
+            await swarm.kill(f"stage1-{replica}")
+        died_s = asyncio.get_running_loop().time()
+        await until(lambda: "stage 1" in (swarm.seconds[-1]["waiting"] or ""))
+        named_s = asyncio.get_running_loop().time()
+        training.cancel()
+        await asyncio.wait([training])
+        return named_s - died_s
+
+    assert run_virtual(main()) < 10.0
+
+
+@pytest.mark.parametrize(
+    ("peers", "reached", "killed"),
+    [
+        ([1, 1, 2], "stage2-0", "stage2-1"),
+        ([1, 1, 2], "stage2-1", "stage2-0"),
+        ([1, 2, 1], "stage1-0", None),
+        ([1, 2, 1], "stage1-0", "stage1-1"),
+    ],
+)
+def test_a_commit_that_reaches_one_slow_peer_is_exact(
+    config, make_swarm, peers, reached, killed
+):
+    """The trainer's links break during a commit; one peer got it, and is slow."""
+    _, reference = train(make_swarm(config, peers))
+
+    async def break_links(swarm):
+        await until(lambda: swarm.network.find("trainer") is not None)
+        calls = swarm.network.find("trainer")
+        original, broken = calls.call, set()
+
+        async def call(peer, message, *, timeout_s):
+            header = message.header
+            is_commit = header["op"] == "commit" and header["step"] == 2
+            if is_commit and peer not in broken:
+                broken.add(peer)
+                if peer == reached:
+                    with contextlib.suppress(PeerTimeout):
+                        await original(peer, message, timeout_s=0.05)
+                if peer == killed:
+                    await swarm.kill(peer)
+                raise PeerLost(peer, "connection reset")
+            return await original(peer, message, timeout_s=timeout_s)
+
+        calls.call = call
+
+    slow = make_swarm(config, peers, lambda name: 1.5 if name == "apply" else 0.01)
+    totals, states = train(slow, break_links)
+    assert_exact(slow, totals)
+    assert_close(states, reference)
+
+
+def test_a_model_that_diverges_in_the_last_update_stops_at_validation(
+    config, make_swarm
+):
+    async def diverge(swarm):
+        state = swarm.servers["stage2-0"].state
+        await until(lambda: state.step == config.steps)
+        relaying = swarm.servers["stage2-0"]._relaying
+        relaying._compute = _BadLoss(relaying._compute)
+
+    with pytest.raises(Diverged, match=f"Validation after step {config.steps}"):
+        train(make_swarm(config, [1, 1, 1]), diverge)
+
+
+def test_a_trainer_that_comes_back_with_its_old_name_leads_again(config, make_swarm):
+    async def main():
+        swarm = make_swarm(config, [1, 1, 1])
+        for stage in range(3):
+            swarm.start_peer(stage)
+        first = asyncio.ensure_future(swarm.make_trainer("trainer").run())
+        await until(lambda: swarm.servers["stage0-0"].state.step == 3)
+        swarm.network.kill("trainer")
+        first.cancel()
+        await asyncio.wait([first])
+        await asyncio.sleep(2 * config.tuning.lease_s)
+        swarm.network.forget("trainer")
+        return await swarm.make_trainer("trainer").run()
+
+    totals = run_virtual(main())
+    assert totals.steps == config.steps - 3 and totals.microbatches.exact
+
+
+@pytest.mark.parametrize("op", ["collect", "prepare", "commit"])
+def test_a_malformed_answer_does_not_end_the_trainer(config, make_swarm, op):
+    async def lie(swarm):
+        server = swarm.servers["stage1-0"]
+        handle, lies = server.handle, iter([{"status": "ok"}, {"status": "old_round"}])
+
+        async def lying(sender, message):
+            if message.header["op"] == op and (header := next(lies, None)):
+                return Message(header)
+            return await handle(sender, message)
+
+        server.handle = lying
+
+    swarm = make_swarm(config, [1, 1, 1])
+    totals, _ = train(swarm, lie)
+    assert_exact(swarm, totals)
+
+
 def test_a_late_peer_takes_the_state_of_its_stage(config, make_swarm):
     config.tuning.directory_refresh_s = 0.05
 
@@ -207,6 +319,19 @@ def test_a_server_whose_device_fails_in_an_update_ends(config, make_swarm):
     totals, states = train(swarm, fail)
     assert_exact(swarm, totals)
     assert "stage1-0" not in states
+
+
+class _BadLoss:
+    """A device whose validation loss is infinite."""
+
+    def __init__(self, compute):
+        self._compute = compute
+
+    def __getattr__(self, name):
+        return getattr(self._compute, name)
+
+    async def loss(self, x, targets, *, order):
+        return float("inf")
 
 
 class _Broken:
