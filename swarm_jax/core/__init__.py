@@ -1,9 +1,12 @@
 """Pure logic: plain Python, no I/O. Time, randomness and the view are arguments.
 
-ids.py          microbatch ids, rounds of a leader
-ledger.py       which microbatches are in a gradient sum
-closing.py      the step protocol: what the leader does next
-router.py       which peer of the next stage gets a microbatch
-throughput.py   moving average of measured tokens per second
-partition.py    which layers make up which stage
+    ids.py          microbatch ids, rounds of a leader
+    ledger.py       which microbatches are in a gradient sum
+    closing.py      the step protocol: what the leader does next
+    stage_state.py  a stage server's place in that protocol
+    router.py       which peer of the next stage gets a microbatch
+    throughput.py   moving average of measured tokens per second
+    partition.py    which layers make up which stage
+
+The live swarm and the simulator run the same objects.
 """

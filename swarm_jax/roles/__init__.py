@@ -4,8 +4,16 @@
     messages.py       headers of the protocol, checked when they arrive
     peers.py          cached view of the directory: who serves which stage
     relay.py          sends a microbatch to some peer of the next stage, with retries
-    stage_server.py   serves one stage
-    trainer.py        feeds and closes steps
+    relaying.py       the receiver's side: forward, deeper stages, backward, count
+    stage_control.py  a stage server's part in closing steps
+    stage_server.py   serves one stage: what is let in, and who answers it
+    lease.py          who leads
+    leadership.py     one trainer's term: its rounds, questions within a round
+    leader.py         the loop: collect, decide, act
+    feeding.py        keeps microbatches in flight; validation
+    preparing.py      the first half of closing a step; void rounds
+    journal.py        what a leader records
+    trainer.py        feeds and closes steps, or stands by
 
 They take time from the running event loop only, so that they run unchanged on a
 virtual clock.
