@@ -57,6 +57,8 @@ async def train(args, config) -> int:
         steps = TensorBoardWriter(steps, args.workdir / "tensorboard")
     async with process.joined(args, config) as network:
         process.announce_ready(args, network.node)
+        another = process.trainer_command(args, network.node)
+        print(f"Another trainer, to stand by: {another}", flush=True)
         trainer = Trainer(
             config,
             calls=network.calls,

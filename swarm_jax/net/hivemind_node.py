@@ -29,11 +29,15 @@ from hivemind.p2p.p2p_daemon_bindings.utils import (
     write_pbmsg,
 )
 from hivemind.proto import p2pd_pb2
+from hivemind.utils import get_dht_time
 from hivemind.utils.multiaddr import Multiaddr
 
 from swarm_jax.errors import PeerLost, StartupError
 
 PROBE_TIMEOUT_S = 2.0
+ADDRESSES_KEY = "swarm_jax.addresses"
+ADDRESSES_LIFE_S = 240.0
+NOT_ROUTED = "routing: not found"
 
 
 class HivemindNode:
@@ -51,6 +55,7 @@ class HivemindNode:
         self.peer_id: str = p2p.peer_id.to_base58()
         self._folder = folder
         self._maddrs = list(maddrs)
+        self._publishing = asyncio.ensure_future(self._keep_addresses())
 
     @property
     def daemon_pid(self) -> int:
@@ -80,6 +85,52 @@ class HivemindNode:
         Raises:
             PeerLost: It cannot be reached, or does not serve ``protocol``.
         """
+        try:
+            return await self._dial(peer, protocol, timeout_s)
+        except PeerLost as error:
+            if NOT_ROUTED not in error.reason or not await self._introduce(
+                peer, timeout_s
+            ):
+                raise
+        return await self._dial(peer, protocol, timeout_s)
+
+    async def _keep_addresses(self) -> None:
+        """Publishes this peer's addresses for ever, for ``_introduce`` of others.
+
+        libp2p's own routing keeps only addresses that it takes for public or private;
+        it finds nobody where, say, a test network or a VPN uses another range.
+        """
+        while True:
+            await self.dht.store(
+                ADDRESSES_KEY,
+                self._maddrs,
+                get_dht_time() + ADDRESSES_LIFE_S,
+                subkey=self.peer_id,
+            )
+            await asyncio.sleep(ADDRESSES_LIFE_S / 4)
+
+    async def published_peers(self) -> dict[str, list[str]]:
+        """Addresses by peer id, as far as this node can see them."""
+        found = await self.dht.get(ADDRESSES_KEY, latest=True)
+        entries = found.value if found and isinstance(found.value, dict) else {}
+        return {peer: entry.value for peer, entry in entries.items()}
+
+    async def _introduce(self, peer: str, timeout_s: float) -> bool:
+        """Tells the daemon where a peer is, from what that peer published."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                published = (await self.published_peers()).get(peer)
+                if not isinstance(published, list | tuple):
+                    return False
+                maddrs = [Multiaddr(str(m).split("/p2p/")[0]) for m in published]
+                await self.p2p._client.connect(PeerID.from_base58(peer), maddrs)
+                return True
+        except (TimeoutError, OSError, EOFError, P2PDaemonError, ValueError):
+            return False
+
+    async def _dial(
+        self, peer: str, protocol: str, timeout_s: float
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         writer = None
         try:
             async with asyncio.timeout(timeout_s):
@@ -105,6 +156,7 @@ class HivemindNode:
 
     async def close(self) -> None:
         """Ends the daemon and removes its sockets. May be called twice."""
+        self._publishing.cancel()
         # Not dht.shutdown(): it asks the daemon first, for ever if that is dead.
         self.dht.is_alive = False
         await _shut_down([self.p2p], self._folder)

@@ -97,7 +97,16 @@ class SwarmByHand:
 
     def start_server(self, stage: int, name: str, *arguments: str):
         worker = [*self._worker(name), "--stage", str(stage), *arguments]
+        worker += ["--ready_file", str(self._ready_file(name))]
         return self._start(name, "scripts.run_server", worker)
+
+    def wait_for(self, servers):
+        """Waits until all can be reached, so that they take part from step 0."""
+        for name, child in servers.items():
+            wait_ready(child, self._ready_file(name), START_TIMEOUT_S)
+
+    def _ready_file(self, name: str) -> Path:
+        return self.workdir / f"{name}.ready.json"
 
     def start_trainer(self, *arguments: str):
         worker = [*self._worker("trainer"), *arguments]

@@ -26,6 +26,7 @@ def start_servers(swarm, peers_per_stage=2, arguments_of=None):
             extra = (arguments_of or {}).get(name, [])
             save = ["--save_parameters", str(swarm.workdir / f"{name}.npz")]
             servers[name] = swarm.start_server(stage, name, *save, *extra)
+    swarm.wait_for(servers)
     return servers
 
 
