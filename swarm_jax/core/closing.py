@@ -181,7 +181,11 @@ def _finish_commit(
     record = min(records, key=repr)
     skipped = record.gradient_norm is None
     ready = {
-        stage: [p for p in stages[stage] if skipped or p.prepared_step == low]
+        stage: [
+            p
+            for p in stages[stage]
+            if p.step == low and (skipped or p.prepared_step == low)
+        ]
         for stage in behind
     }
     if unready := tuple(stage for stage, peers in ready.items() if not peers):

@@ -136,6 +136,12 @@ def test_a_skipped_step_needs_no_prepared_gradient_to_follow():
     assert action == CommitRest(record, ("b",))
 
 
+def test_a_skip_is_not_asked_of_a_peer_at_an_older_step():
+    ahead = report("a", 0, last_commit=CommitRecord(2, None))
+    action = decide(ahead, report("b", 1, step=2), report("c", 1, step=0))
+    assert action == CommitRest(CommitRecord(2, None), ("b",))
+
+
 def test_a_stage_that_lost_the_prepared_gradient_is_named():
     ahead = report("a", 0, last_commit=CommitRecord(2, 1.5))
     action = decide(ahead, report("b", 1, [0], step=2))
