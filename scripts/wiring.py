@@ -84,10 +84,10 @@ def make_compute(
 ) -> StageCompute:
     """A stage with its initial parameters; ``duration_s`` is for ``inline`` only."""
     functions = make_functions(config, stage)
-    params = jax.jit(lambda: functions.init(config.seed))()
+    init = jax.jit(lambda: functions.init(config.seed))
     if inline:
-        return InlineCompute(make_programs(config, stage), params, duration_s)
-    return ThreadedCompute(make_programs(config, stage), params)
+        return InlineCompute(make_programs(config, stage), init, duration_s)
+    return ThreadedCompute(make_programs(config, stage), init)
 
 
 def make_schedule_of(config: ExperimentConfig) -> Callable[[int], float]:

@@ -76,15 +76,27 @@ class Compute(Protocol):
     Attributes:
         input_specs: (dtype name, shape) of each array that ``forward`` takes.
         gradient_specs: The same for ``backward``'s ``grad_y``.
+        sum_specs: The same for the gradient sum, leaf by leaf.
         queued: Operations that wait for the device.
     """
 
     input_specs: tuple[tuple[str, tuple[int, ...]], ...]
     gradient_specs: tuple[tuple[str, tuple[int, ...]], ...]
+    sum_specs: tuple[tuple[str, tuple[int, ...]], ...]
     queued: int
 
-    async def forward(self, x: Arrays, *, keep: bool, order: int) -> Forward:
-        """Runs a stage that is not the last one."""
+    async def forward(
+        self, x: Arrays, *, keep: bool, order: int, previous: bool = False
+    ) -> Forward:
+        """Runs a stage that is not the last one.
+
+        Args:
+            previous: With the parameters before the last ``apply``, as all that follows
+                from the residuals.
+
+        Raises:
+            Abandoned: The previous parameters are gone.
+        """
         ...
 
     async def backward(
@@ -98,15 +110,23 @@ class Compute(Protocol):
         ...
 
     async def loss_backward(
-        self, x: Arrays, targets: np.ndarray, *, count: Count | None, order: int
+        self,
+        x: Arrays,
+        targets: np.ndarray,
+        *,
+        count: Count | None,
+        order: int,
+        previous: bool = False,
     ) -> Backward:
         """Forward, loss and backward of the last stage in one call.
 
         Args:
             targets: int32 [B, L]; negative where no loss is taken.
+            previous: As in ``forward``.
 
         Raises:
-            Abandoned: ``count.start()`` returned False.
+            Abandoned: ``count.start()`` returned False, or the previous parameters are
+                gone.
         """
         ...
 
@@ -118,6 +138,10 @@ class Compute(Protocol):
         """The gradient sum times ``scale``, leaf by leaf. The sum is left as it is."""
         ...
 
+    async def add_to_sum(self, gradients: Arrays) -> bool:
+        """Adds a stage peer's gradient sum; False, and nothing added, if not finite."""
+        ...
+
     async def load_reduced(self, gradients: Arrays) -> float:
         """Takes the all-reduced gradient into a buffer; returns its squared norm."""
         ...
@@ -125,9 +149,16 @@ class Compute(Protocol):
     async def apply(self, gradient_norm: float) -> None:
         """Optimizer update from the buffer; clears buffer and gradient sum.
 
+        The parameters before it are kept until ``forget_previous``, or the next change
+        of parameters.
+
         Args:
             gradient_norm: Norm of the gradient over all stages, for clipping.
         """
+        ...
+
+    def forget_previous(self) -> None:
+        """Drops the parameters before the last update."""
         ...
 
     async def clear(self) -> None:
@@ -144,6 +175,10 @@ class Compute(Protocol):
         Raises:
             ValueError: ``state`` does not have the shapes of this stage.
         """
+        ...
+
+    async def reset(self) -> None:
+        """Parameters and optimizer state as at step 0; clears buffer and sum."""
         ...
 
     async def digest(self) -> str:

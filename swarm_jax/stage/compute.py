@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from swarm_jax.errors import Abandoned
 from swarm_jax.stage.programs import StagePrograms
 from swarm_jax.stage.queue import DeviceQueue, Kind, Operation, Runner
 
@@ -72,7 +73,8 @@ class StageCompute:
 
     Args:
         programs: What the device runs.
-        params: Initial parameters; they belong to this object from now on.
+        init: ``() -> params``: makes the initial parameters, equal each time, in
+            buffers of their own.
         runner: Where the device's work is done.
         upload: ``upload(arrays) -> wait``: begins to bring arrays to the device;
             ``wait()`` gives them, in the thread that launches programs.
@@ -83,7 +85,7 @@ class StageCompute:
     def __init__(
         self,
         programs: StagePrograms,
-        params: Any,
+        init: Callable[[], Any],
         runner: Runner,
         *,
         upload: Callable[[Any], Callable[[], Any]] = lambda arrays: lambda: arrays,
@@ -93,12 +95,15 @@ class StageCompute:
         self.input_specs = programs.input_specs
         self.gradient_specs = programs.gradient_specs
         self._programs = programs
-        self._params = params
+        self._init = init
+        self._params = params = init()
         self._weights = programs.cast(params)
+        self._previous_weights: Any = None
         self._opt_state = programs.init_optimizer(params)
         self._gradient_sum = programs.zeros()
         self._reduced: Any = None
         self._structure = jax.tree.structure(params)
+        self.sum_specs = _specs(jax.tree.leaves(self._gradient_sum))
         self._state_structure = jax.tree.structure((params, self._opt_state))
         self._state_specs = _specs(jax.tree.leaves((params, self._opt_state)))
         self._upload = upload
@@ -114,7 +119,9 @@ class StageCompute:
     def queued(self) -> int:
         return self._queue.queued
 
-    async def forward(self, x: Arrays, *, keep: bool, order: int) -> Forward:
+    async def forward(
+        self, x: Arrays, *, keep: bool, order: int, previous: bool = False
+    ) -> Forward:
         assert _specs(x) == self.input_specs, _specs(x)
         uploaded = self._upload(tuple(x))
 
@@ -122,7 +129,7 @@ class StageCompute:
 
         def launch():
             nonlocal residuals
-            weights = self._weights
+            weights = self._choose_weights(previous)
             if not keep:
                 return self._programs.forward(weights, uploaded())
             y, vjp, finite = self._programs.forward_keeping(weights, uploaded())
@@ -157,14 +164,20 @@ class StageCompute:
         return await self._run_backward("backward", launch, count, order)
 
     async def loss_backward(
-        self, x: Arrays, targets: np.ndarray, *, count: Count | None, order: int
+        self,
+        x: Arrays,
+        targets: np.ndarray,
+        *,
+        count: Count | None,
+        order: int,
+        previous: bool = False,
     ) -> Backward:
         assert _specs(x) == self.input_specs, _specs(x)
         assert _specs([targets]) == (self._programs.targets_spec,), targets.shape
         uploaded = self._upload((tuple(x), targets))
 
         def launch():
-            arguments = (self._weights, *uploaded())
+            arguments = (self._choose_weights(previous), *uploaded())
             if count is None:
                 return self._programs.loss_backward(*arguments)
             *results, self._gradient_sum = self._programs.loss_backward_adding(
@@ -191,6 +204,14 @@ class StageCompute:
             _to_host,
         )
 
+    async def add_to_sum(self, gradients: Arrays) -> bool:
+        def launch():
+            added = _to_device(self._structure, gradients)
+            finite, self._gradient_sum = self._programs.add(self._gradient_sum, added)
+            return finite
+
+        return await self._run("add_to_sum", launch, bool)
+
     async def load_reduced(self, gradients: Arrays) -> float:
         def launch():
             self._reduced = _to_device(self._structure, gradients)
@@ -203,6 +224,7 @@ class StageCompute:
             assert self._reduced is not None, "apply without load_reduced"
             # Dropped before, not after: the update is when memory is shortest.
             gradients, self._reduced, self._gradient_sum = self._reduced, None, None
+            self._previous_weights = self._programs.keep(self._weights)
             self._params, self._opt_state, self._weights, done = self._programs.update(
                 self._params, self._opt_state, gradients, gradient_norm
             )
@@ -210,6 +232,9 @@ class StageCompute:
             return done
 
         await self._run("apply", launch, jax.block_until_ready)
+
+    def forget_previous(self) -> None:
+        self._previous_weights = None
 
     async def clear(self) -> None:
         await self._run("clear", self._launch_clear)
@@ -230,11 +255,16 @@ class StageCompute:
             )
 
         def launch():
-            self._launch_clear()
-            self._params, self._opt_state = _to_device(self._state_structure, state)
-            self._weights = self._programs.cast(self._params)
+            self._launch_replace(*_to_device(self._state_structure, state))
 
         await self._run("load_state", launch)
+
+    async def reset(self) -> None:
+        def launch():
+            params = self._init()
+            self._launch_replace(params, self._programs.init_optimizer(params))
+
+        await self._run("reset", launch)
 
     async def digest(self) -> str:
         return await self._run(
@@ -244,6 +274,18 @@ class StageCompute:
     def close(self) -> None:
         self._queue.cancel_waiting()
         self._close()
+
+    def _choose_weights(self, previous: bool) -> Any:
+        if not previous:
+            return self._weights
+        if self._previous_weights is None:
+            raise Abandoned("the parameters before the last update are gone")
+        return self._previous_weights
+
+    def _launch_replace(self, params: Any, opt_state: Any) -> None:
+        self._launch_clear()
+        self._params, self._opt_state, self._previous_weights = params, opt_state, None
+        self._weights = self._programs.cast(params)
 
     def _launch_clear(self) -> None:
         self._reduced = self._gradient_sum = None

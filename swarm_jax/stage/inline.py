@@ -15,7 +15,7 @@ class InlineCompute(StageCompute):
 
     Args:
         programs: What the device runs.
-        params: Initial parameters.
+        init: Makes the initial parameters.
         duration_s: Seconds on the event loop's clock that an operation (by its name)
             keeps the device busy.
     """
@@ -23,10 +23,10 @@ class InlineCompute(StageCompute):
     def __init__(
         self,
         programs: StagePrograms,
-        params: Any,
+        init: Callable[[], Any],
         duration_s: Callable[[str], float] = lambda name: 0.0,
     ):
-        super().__init__(programs, params, _InlineRunner(duration_s))
+        super().__init__(programs, init, _InlineRunner(duration_s))
 
 
 class _InlineRunner:

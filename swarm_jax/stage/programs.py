@@ -68,11 +68,13 @@ class StagePrograms:
         loss_backward: ``(weights, x, targets_BL) -> (grad_x, loss_sum, finite)``.
         loss_backward_adding: ``(weights, x, targets_BL, sum) -> (grad_x, loss_sum,
             finite, sum)``.
+        add: ``(sum, tree) -> (finite, sum)``; the sum is as it was unless finite.
         scale: ``(sum, scale) -> tree``.
         squared_norm: ``(tree) -> ()`` in the parameters' dtype.
         update: ``(params, opt_state, gradients, gradient_norm) -> (params, opt_state,
             weights, done)``; params and opt_state are donated, ``done`` is a scalar to
             wait for.
+        keep: ``(weights) -> weights`` that outlive the next ``update``.
         copy: ``(tree) -> tree`` in buffers of its own.
     """
 
@@ -89,9 +91,11 @@ class StagePrograms:
     loss: Callable[..., Any]
     loss_backward: Callable[..., Any]
     loss_backward_adding: Callable[..., Any]
+    add: Callable[..., Any]
     scale: Callable[..., Any]
     squared_norm: Callable[..., Any]
     update: Callable[..., Any]
+    keep: Callable[..., Any]
     copy: Callable[..., Any]
 
 
@@ -126,6 +130,8 @@ def make_stage_programs(
 
     jitted_update = jax.jit(update, donate_argnums=(0, 1))
 
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
     def update_sharing(*args):
         params, opt_state, weights, done = jitted_update(*args)
         return params, opt_state, weights if is_cast else params, done
@@ -144,10 +150,14 @@ def make_stage_programs(
         loss=jax.jit(passes.loss),
         loss_backward=jax.jit(passes.loss_backward),
         loss_backward_adding=jax.jit(passes.loss_backward_adding, donate_argnums=3),
+        add=jax.jit(
+            lambda total, tree: _add_if_finite(total, tree, ()), donate_argnums=0
+        ),
         scale=jax.jit(lambda tree, scale: jax.tree.map(lambda x: x * scale, tree)),
         squared_norm=jax.jit(squared_norm),
         update=update_sharing,
-        copy=jax.jit(lambda tree: jax.tree.map(jnp.copy, tree)),
+        keep=(lambda weights: weights) if is_cast else copy,
+        copy=copy,
     )
 
 

@@ -26,16 +26,16 @@ class ThreadedCompute(StageCompute):
 
     Args:
         programs: What the device runs.
-        params: Initial parameters.
+        init: Makes the initial parameters.
     """
 
-    def __init__(self, programs: StagePrograms, params: Any):
+    def __init__(self, programs: StagePrograms, init: Callable[[], Any]):
         on_host = jax.default_backend() == "cpu"
         depth = 2 if on_host else 3
         self._threads = _Threads(depth)
         super().__init__(
             programs,
-            params,
+            init,
             self._threads,
             depth=depth,
             close=self._threads.close,

@@ -2,6 +2,7 @@ import asyncio
 import dataclasses
 import inspect
 import threading
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,8 @@ def make_pair(make_stages):
     def make(kind=InlineCompute, dtype="float32"):
         stages = make_stages((1, 3), dtype)
         pair = [
-            kind(stage.programs, stage.programs.copy(stage.params)) for stage in stages
+            kind(stage.programs, partial(stage.programs.copy, stage.params))
+            for stage in stages
         ]
         made.extend(pair)
         return pair
@@ -227,6 +229,81 @@ def test_state_makes_a_replica(dtype, make_pair, make_microbatch):
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_replays_use_the_parameters_before_the_update(
+    dtype, make_pair, make_microbatch
+):
+    async def there_and_back(pair, previous):
+        first, last = pair
+        inputs_BL, targets_BL = make_microbatch(5)
+        forward = await first.forward(
+            (inputs_BL,), keep=True, order=0, previous=previous
+        )
+        back = await last.loss_backward(
+            forward.y, targets_BL, count=None, order=0, previous=previous
+        )
+        await first.backward(forward.residuals, back.grad_x, count=None, order=0)
+        return as_bytes(back.grad_x), back.loss_sum
+
+    async def scenario():
+        first, last = pair = make_pair(dtype=dtype)
+        before = await there_and_back(pair, previous=False)
+        await pass_microbatch(pair, make_microbatch(0))
+        await close_step(pair, 0.1)
+        assert await there_and_back(pair, previous=True) == before
+        assert await there_and_back(pair, previous=False) != before
+        for compute in pair:
+            compute.forget_previous()
+        with pytest.raises(Abandoned):
+            await there_and_back(pair, previous=True)
+        x = [np.zeros(shape, dtype) for _, shape in last.input_specs]
+        with pytest.raises(Abandoned):
+            await last.loss_backward(
+                x, make_microbatch(5)[1], count=None, order=0, previous=True
+            )
+
+    asyncio.run(scenario())
+
+
+def test_a_stage_peers_sum_is_added(make_pair, make_microbatch):
+    async def scenario():
+        ours, theirs, both = make_pair(), make_pair(), make_pair()
+        for seed, pairs in ((0, (ours, both)), (1, (theirs, both))):
+            for pair in pairs:
+                await pass_microbatch(pair, make_microbatch(seed))
+        for our, their, sum_of_both in zip(ours, theirs, both, strict=True):
+            handed_over = await their.gradient_sum(1.0)
+            assert our.sum_specs == tuple((a.dtype.name, a.shape) for a in handed_over)
+            assert await our.add_to_sum(handed_over)
+            bad = [np.full_like(array, np.inf) for array in handed_over]
+            assert not await our.add_to_sum(bad)
+            for one, other in zip(
+                await our.gradient_sum(1.0),
+                await sum_of_both.gradient_sum(1.0),
+                strict=True,
+            ):
+                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+    asyncio.run(scenario())
+
+
+def test_reset_goes_back_to_step_0(make_pair, make_microbatch):
+    async def scenario():
+        pair = make_pair()
+        initial = [as_bytes(await compute.state()) for compute in pair]
+        for _ in range(2):
+            await pass_microbatch(pair, make_microbatch(0))
+            await close_step(pair, 0.1)
+            await pass_microbatch(pair, make_microbatch(1))
+            for compute, expected in zip(pair, initial, strict=True):
+                assert as_bytes(await compute.state()) != expected
+                await compute.reset()
+                assert as_bytes(await compute.state()) == expected
+                assert not any(a.any() for a in await compute.gradient_sum(1.0))
+
+    asyncio.run(scenario())
+
+
 def test_state_is_a_copy(make_pair, make_microbatch):
     async def scenario():
         first, last = pair = make_pair(ThreadedCompute)
@@ -306,7 +383,7 @@ def test_a_failing_device_raises_and_does_not_count(programs, make_stages):
     async def scenario(kind):
         stage = make_stages((1, 3))[0]
         broken = dataclasses.replace(programs, backward_adding=fail)
-        compute = kind(broken, stage.params)
+        compute = kind(broken, lambda: stage.params)
         count = Count()
         inputs_BL = np.zeros(compute.input_specs[0][1], np.int32)
         forward = await compute.forward((inputs_BL,), keep=True, order=0)
@@ -325,7 +402,7 @@ def test_inline_takes_as_long_as_it_is_told(make_stages):
         stage = make_stages((1, 3))[0]
         durations_s = {"forward": 2.0, "backward": 5.0}
         compute = InlineCompute(
-            stage.programs, stage.params, lambda name: durations_s[name]
+            stage.programs, lambda: stage.params, lambda name: durations_s[name]
         )
         inputs_BL = np.zeros(compute.input_specs[0][1], np.int32)
         first, second = await asyncio.gather(
