@@ -1,56 +1,20 @@
 """What the leading trainer does next: the whole step protocol as one pure function.
 
 The leader asks every peer for a ``Report`` and does what ``next_action`` says, again
-and again (design, section 5). It remembers nothing else, so that take-over by another
-trainer, retries and repair are the same loop.
+and again. It remembers nothing else, so that take-over by another trainer, retries and
+repair are the same loop (``docs/protocol.md``).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from swarm_jax.core.ledger import missing_stages
-
-ONLINE, JOINING, DRAINING, OFFLINE = "ONLINE", "JOINING", "DRAINING", "OFFLINE"
+from swarm_jax.core.reports import DRAINING, JOINING, ONLINE, CommitRecord, Report
 
 NO_LIVE_PEER = "no live peer"
 
-
-@dataclass(frozen=True, slots=True)
-class CommitRecord:
-    """How a step was committed; peers hand it on, so that others can follow.
-
-    Attributes:
-        gradient_norm: Over all stages; None when the step was skipped.
-    """
-
-    step: int
-    gradient_norm: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """One peer's answer to ``collect``.
-
-    Attributes:
-        step: The step whose gradient it accumulates.
-        lineage: Hash chain over all gradients it has applied: equal lineage means
-            equal parameters.
-        counted: Indices in its gradient sum.
-        prepared_step: Step whose all-reduced gradient it holds, if any.
-        last_commit: Record of its last commit, if any.
-        losses: Loss sum of each counted index; last stage only.
-    """
-
-    peer: str
-    stage: int
-    state: str
-    step: int
-    lineage: str
-    counted: frozenset[int] = frozenset()
-    prepared_step: int | None = None
-    last_commit: CommitRecord | None = None
-    losses: Mapping[int, float] | None = None
+Groups = Mapping[int, tuple[Report, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +28,7 @@ class Feed:
     step: int
     missing: Mapping[int, frozenset[int]]
     avoid: frozenset[str] = frozenset()
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +41,19 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """All ledgers are exact: all-reduce inside each group, then commit."""
+    """All ledgers of these stages are exact: all-reduce in each group, then commit.
+
+    Attributes:
+        joiners: Peers that are still fetching their stage's state: they contribute
+            nothing, and keep the gradient to apply it afterwards.
+        record: How other stages have committed this step already: prepare only, the
+            next round commits with this record.
+    """
 
     step: int
-    groups: Mapping[int, tuple[Report, ...]]
+    groups: Groups
+    joiners: Groups = field(default_factory=dict)
+    record: CommitRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +72,24 @@ class Resync:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """The run was started again: these peers go back to step 0 too."""
+
+    generation: int
+    peers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing can be done before each of ``stages`` gets a peer in the right state."""
+    """Nothing can be done before each of ``stages`` gets a peer in the right state.
+
+    Attributes:
+        is_lost: A stage's state is gone unless one of its former peers comes back.
+    """
 
     stages: tuple[int, ...]
     reason: str
+    is_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +97,7 @@ class Done:
     """Every stage has taken all its steps."""
 
 
-Action = Feed | Drop | Close | CommitRest | Resync | Wait | Done
+Action = Feed | Drop | Close | CommitRest | Resync | Restart | Wait | Done
 
 
 def next_action(
@@ -129,29 +116,24 @@ def next_action(
         microbatches: Microbatches per step.
         left_out: Peers that this step is closed without.
     """
+    reports = list(reports)
+    generation = max((report.generation for report in reports), default=0)
     stages = _serving(reports, num_stages)
     if empty := tuple(stage for stage, peers in stages.items() if not peers):
         return Wait(empty, NO_LIVE_PEER)
+    if behind := _behind_restart(stages, generation):
+        return behind
     newest = {stage: max(p.step for p in peers) for stage, peers in stages.items()}
     low, high = min(newest.values()), max(newest.values())
     if low < high:
-        return _finish_commit(stages, newest, low, high)
+        return _finish_commit(stages, low, high, microbatches, left_out)
     current, stale = _split_by_lineage(stages, low)
     if stale:
-        return Resync(tuple(sorted(p.peer for p in stale)))
+        return _commit_late(stale, current) or _resync(stale)
     if low >= steps:
         return Done()
-    members = {
-        stage: [p for p in peers if p.peer not in left_out] or peers
-        for stage, peers in current.items()
-    }
-    if twice := _first_overlap(members):
-        return Drop(low, twice.peer)
-    counted = {stage: [p.counted for p in peers] for stage, peers in members.items()}
-    if missing := missing_stages(counted, microbatches):
-        used = {peer.peer for peers in members.values() for peer in peers}
-        return Feed(low, missing, left_out - used)
-    return Close(low, {stage: tuple(peers) for stage, peers in members.items()})
+    step = _Step(low, generation, microbatches, left_out)
+    return step.next_action(current, _joiners(reports))
 
 
 def _serving(reports: Iterable[Report], num_stages: int) -> dict[int, list[Report]]:
@@ -162,38 +144,143 @@ def _serving(reports: Iterable[Report], num_stages: int) -> dict[int, list[Repor
     return stages
 
 
+def _joiners(reports: Iterable[Report]) -> dict[int, list[Report]]:
+    joiners: dict[int, list[Report]] = {}
+    for report in sorted(reports, key=lambda r: r.peer):
+        if report.state == JOINING:
+            joiners.setdefault(report.stage, []).append(report)
+    return joiners
+
+
+def _behind_restart(
+    stages: Mapping[int, list[Report]], generation: int
+) -> Resync | Restart | None:
+    """What to do with peers that a restart of the run has not reached."""
+    resync, restart = [], []
+    for peers in stages.values():
+        old = [p.peer for p in peers if p.generation < generation]
+        (restart if len(old) == len(peers) else resync).extend(old)
+    if restart:
+        return Restart(generation, tuple(sorted(restart)))
+    return Resync(tuple(sorted(resync))) if resync else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The step that is in progress, in some stages or in all."""
+
+    number: int
+    generation: int
+    microbatches: int
+    left_out: frozenset[str]
+    record: CommitRecord | None = None
+
+    def next_action(
+        self,
+        current: Mapping[int, Sequence[Report]],
+        joiners: Mapping[int, Sequence[Report]],
+    ) -> Action:
+        """Feeds what is missing in the stages of ``current``, or closes the step."""
+        members = {
+            stage: [p for p in peers if p.peer not in self.left_out] or peers
+            for stage, peers in current.items()
+        }
+        if twice := _first_overlap(members):
+            return Drop(self.number, twice.peer)
+        counted = {
+            stage: [p.counted for p in peers] for stage, peers in members.items()
+        }
+        if missing := missing_stages(counted, self.microbatches):
+            return self._feed(members, missing)
+        waiting = {
+            stage: tuple(
+                p for p in joiners.get(stage, ()) if p.peer not in self.left_out
+            )
+            for stage in members
+        }
+        groups = {stage: tuple(peers) for stage, peers in members.items()}
+        return Close(self.number, groups, waiting, self.record)
+
+    def _feed(
+        self,
+        members: Mapping[int, Sequence[Report]],
+        missing: Mapping[int, frozenset[int]],
+    ) -> Action:
+        leaving = tuple(
+            stage
+            for stage, peers in members.items()
+            if all(p.state == DRAINING for p in peers)
+        )
+        if leaving:
+            return Wait(leaving, "its only peers are leaving")
+        used = {peer.peer for peers in members.values() for peer in peers}
+        return Feed(self.number, missing, self.left_out - used, self.generation)
+
+
 def _finish_commit(
-    stages: Mapping[int, list[Report]], newest: Mapping[int, int], low: int, high: int
+    stages: Mapping[int, list[Report]],
+    low: int,
+    high: int,
+    microbatches: int,
+    left_out: frozenset[str],
 ) -> Action:
-    """Some stages are a step ahead: a commit was decided and must become whole."""
-    behind = [stage for stage in stages if newest[stage] == low]
+    """Some stages are a step ahead: a commit was decided and must become whole.
+
+    A stage whose prepared gradient died gets the step again: the others still have its
+    parameters, so long as the next one has not begun.
+    """
+    behind = {
+        s: peers for s, peers in stages.items() if max(p.step for p in peers) == low
+    }
+    ahead = {s: peers for s, peers in stages.items() if s not in behind}
     records = {
         peer.last_commit
-        for stage, peers in stages.items()
+        for peers in ahead.values()
         for peer in peers
         if peer.step == high and peer.last_commit and peer.last_commit.step == low
     }
     if high - low > 1 or not records:
-        return Wait(
-            tuple(behind),
-            f"no peer with the state of step {high} (the newest is at step {low})",
-        )
+        reason = f"no peer with the state of step {high} (the newest is at step {low})"
+        return Wait(tuple(behind), reason, is_lost=True)
     record = min(records, key=repr)
-    skipped = record.gradient_norm is None
-    ready = {
-        stage: [
-            p
-            for p in stages[stage]
-            if p.step == low and (skipped or p.prepared_step == low)
-        ]
-        for stage in behind
-    }
-    if unready := tuple(stage for stage, peers in ready.items() if not peers):
-        return Wait(
-            unready,
-            f"no peer with the gradient of step {low}, which other stages have applied",
+    ready = [
+        peer.peer
+        for peers in behind.values()
+        for peer in peers
+        if peer.step == low
+        and (record.gradient_norm is None or peer.prepared_step == low)
+    ]
+    if ready:
+        return CommitRest(record, tuple(ready))
+    if unable := tuple(
+        s for s, peers in ahead.items() if not any(p.can_serve(low) for p in peers)
+    ):
+        reason = (
+            f"no peer with the gradient of step {low}, which stages "
+            f"{', '.join(map(str, unable))} have applied and can no longer replay"
         )
-    return CommitRest(record, tuple(p.peer for peers in ready.values() for p in peers))
+        return Wait(tuple(behind), reason, is_lost=True)
+    current, stale = _split_by_lineage(behind, low)
+    if stale:
+        return _resync(stale)
+    generation = max(p.generation for peers in stages.values() for p in peers)
+    step = _Step(low, generation, microbatches, left_out, record)
+    return step.next_action(current, {})
+
+
+def _commit_late(
+    stale: Sequence[Report], current: Mapping[int, Sequence[Report]]
+) -> CommitRest | None:
+    """Peers that only missed the last commit follow, without fetching anything."""
+    records = {p.last_commit for peers in current.values() for p in peers}
+    for record in sorted(filter(None, records), key=repr):
+        if late := [p.peer for p in stale if p.step == p.prepared_step == record.step]:
+            return CommitRest(record, tuple(sorted(late)))
+    return None
+
+
+def _resync(stale: Sequence[Report]) -> Resync:
+    return Resync(tuple(sorted(p.peer for p in stale)))
 
 
 def _split_by_lineage(
@@ -210,14 +297,21 @@ def _split_by_lineage(
     return current, stale
 
 
-def _first_overlap(members: Mapping[int, list[Report]]) -> Report | None:
-    """Of the first two peers that counted the same id, the one with the smaller sum."""
+def _first_overlap(members: Mapping[int, Sequence[Report]]) -> Report | None:
+    """Of the first two peers that counted the same id, the one with the smaller sum.
+
+    Of equal sums that of a peer which is leaving: it has just handed over its own.
+    """
     for peers in members.values():
         for i, one in enumerate(peers):
             for other in peers[i + 1 :]:
                 if one.counted & other.counted:
-                    return min(one, other, key=lambda p: (len(p.counted), p.peer))
+                    return min(one, other, key=_worth)
     return None
+
+
+def _worth(report: Report) -> tuple[int, bool, str]:
+    return len(report.counted), report.state != DRAINING, report.peer
 
 
 def most_suspect(

@@ -24,6 +24,11 @@ class Ledger:
         assert index not in self._losses, f"microbatch {index} counted twice"
         self._losses[index] = loss_sum
 
+    def merge(self, losses: Mapping[int, float]) -> None:
+        """Adds the ledger of a stage peer whose sum was added to this one's."""
+        for index, loss_sum in losses.items():
+            self.add(index, loss_sum)
+
     def clear(self) -> None:
         self._losses.clear()
 

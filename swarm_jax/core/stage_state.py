@@ -1,17 +1,29 @@
 """What a stage server knows of its place in the step protocol: no tensors, no I/O."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
-from swarm_jax.core.closing import ONLINE, CommitRecord
 from swarm_jax.core.ids import NO_ROUND, MicrobatchID, Round
 from swarm_jax.core.ledger import Ledger, ledger_digest
+from swarm_jax.core.reports import DRAINING, ONLINE, CommitRecord
+
+
+class Position(NamedTuple):
+    """Which parameters a peer has; what a stage peer needs beside them."""
+
+    generation: int
+    step: int
+    lineage: str
+    last_commit: CommitRecord | None
 
 
 class StageState:
     """Step, lineage, ledger and promise of one peer (design, section 5).
 
     Attributes:
+        generation: How often the run was started again from step 0.
+        can_replay: Whether the device still has the parameters of the step before.
         promise: The newest round it has answered; older ones are refused.
         settling: Indices whose gradient the device is adding right now.
         changing: Whether device and ledger are being changed together (update, drop,
@@ -22,7 +34,9 @@ class StageState:
     def __init__(self, stage: int):
         self.stage = stage
         self.state = ONLINE
+        self.generation = 0
         self.step = 0
+        self.can_replay = False
         self.lineage = ""
         self.promise = NO_ROUND
         self.ledger = Ledger()
@@ -41,12 +55,21 @@ class StageState:
     def may_count(self, id_: MicrobatchID, round_: Round) -> bool:
         """Whether a gradient of this microbatch may enter the sum at this moment."""
         return (
-            self.state == ONLINE
+            self.state in (ONLINE, DRAINING)
             and not self.changing
             and round_ >= self.promise
             and id_.step == self.step
             and not self.has_counted(id_)
         )
+
+    def can_serve(self, id_: MicrobatchID, counted_by: Collection[int]) -> bool:
+        """Whether it has the parameters of this microbatch's step.
+
+        Those of the step before serve to pass on what other stages lack: that step is
+        committed here, so nothing more of it may be counted.
+        """
+        is_replay = self.can_replay and id_.step == self.step - 1
+        return id_.step == self.step or (is_replay and self.stage not in counted_by)
 
     def has_counted(self, id_: MicrobatchID) -> bool:
         return id_.index in self.ledger or id_.index in self.settling
@@ -68,6 +91,7 @@ class StageState:
         link = f"{self.lineage}/{self.step}/{applied}/{gradient_norm!r}"
         self.lineage = hashlib.sha256(link.encode()).hexdigest()[:32]
         self.last_commit = CommitRecord(self.step, gradient_norm)
+        self.can_replay = gradient_norm is not None
         self.step += 1
         self.clear()
 
@@ -75,10 +99,19 @@ class StageState:
     def can_commit(self) -> bool:
         return self.prepared is not None and self.prepared[0] == self.step
 
-    def adopt(self, step: int, lineage: str, last_commit: CommitRecord | None) -> None:
+    def adopt(self, position: Position) -> None:
         """Takes a stage peer's place in the protocol, with its parameters."""
-        self.step, self.lineage, self.last_commit = step, lineage, last_commit
+        self.generation, self.step, self.lineage, self.last_commit = position
+        self.can_replay = False
         self.clear()
+
+    def restart(self, generation: int) -> None:
+        """Goes back to step 0, with the initial parameters."""
+        self.adopt(Position(generation, 0, f"generation {generation}", None))
+
+    @property
+    def position(self) -> Position:
+        return Position(self.generation, self.step, self.lineage, self.last_commit)
 
     def clear(self) -> None:
         """Forgets the gradient sum and the all-reduced gradient."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swarm_jax.config import ExperimentConfig
-from swarm_jax.core.closing import Report
 from swarm_jax.core.ledger import Audit
+from swarm_jax.core.reports import Report
 from swarm_jax.metrics import MetricsWriter
 from swarm_jax.roles.peers import SwarmView
 

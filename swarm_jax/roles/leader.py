@@ -9,17 +9,16 @@ from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.closing import (
     NO_LIVE_PEER,
     Close,
-    CommitRecord,
     CommitRest,
     Done,
     Drop,
     Feed,
-    Report,
     Resync,
     Wait,
     next_action,
 )
 from swarm_jax.core.ledger import audit
+from swarm_jax.core.reports import CommitRecord, Report
 from swarm_jax.errors import Diverged
 from swarm_jax.roles.feeding import Data, Feeder
 from swarm_jax.roles.journal import Journal

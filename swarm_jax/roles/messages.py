@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from swarm_jax.core.closing import CommitRecord, Report
 from swarm_jax.core.ids import MicrobatchID, Round
+from swarm_jax.core.reports import CommitRecord, Report
 from swarm_jax.net.protocols import Message
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from swarm_jax.config import ExperimentConfig, leaves
-from swarm_jax.core.closing import OFFLINE, ONLINE
+from swarm_jax.core.reports import OFFLINE, ONLINE
 from swarm_jax.errors import ConfigError
 from swarm_jax.net.protocols import Directory
 

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from swarm_jax.config import ExperimentConfig
-from swarm_jax.core.closing import JOINING, ONLINE, CommitRecord, Report
 from swarm_jax.core.ids import Round
+from swarm_jax.core.reports import JOINING, ONLINE, CommitRecord, Report
 from swarm_jax.core.stage_state import StageState
 from swarm_jax.errors import AllReduceVoid, PeerError
 from swarm_jax.net.protocols import AllReduce, Message, PeerCalls

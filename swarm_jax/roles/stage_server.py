@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from swarm_jax.config import ExperimentConfig
-from swarm_jax.core.closing import OFFLINE, ONLINE
+from swarm_jax.core.reports import OFFLINE, ONLINE
 from swarm_jax.core.stage_state import StageState
 from swarm_jax.errors import BadMessage
 from swarm_jax.metrics import MetricsWriter

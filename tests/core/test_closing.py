@@ -6,22 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm_jax.core.closing import (
-    DRAINING,
-    JOINING,
-    ONLINE,
     Close,
-    CommitRecord,
     CommitRest,
     Done,
     Drop,
     Feed,
-    Report,
+    Restart,
     Resync,
     Wait,
     most_suspect,
     next_action,
 )
 from swarm_jax.core.ledger import audit
+from swarm_jax.core.reports import DRAINING, JOINING, ONLINE, CommitRecord, Report
 
 STAGES, STEPS, MICROBATCHES = 2, 10, 4
 WHOLE = frozenset(range(MICROBATCHES))
@@ -142,10 +139,68 @@ def test_a_skip_is_not_asked_of_a_peer_at_an_older_step():
     assert action == CommitRest(CommitRecord(2, None), ("b",))
 
 
-def test_a_stage_that_lost_the_prepared_gradient_is_named():
+def test_a_stage_that_lost_the_prepared_gradient_gets_the_step_again():
+    record = CommitRecord(2, 1.5)
+    ahead = report("a", 0, last_commit=record, can_replay=True)
+    behind = report("b", 1, [0], step=2)
+    missing = {index: frozenset({1}) for index in (1, 2, 3)}
+    assert decide(ahead, behind) == Feed(2, missing)
+    whole = replace(behind, counted=WHOLE)
+    assert decide(ahead, whole) == Close(2, {1: (whole,)}, {1: ()}, record)
+
+
+def test_a_stage_that_lost_the_prepared_gradient_for_good_is_named():
     ahead = report("a", 0, last_commit=CommitRecord(2, 1.5))
     action = decide(ahead, report("b", 1, [0], step=2))
-    assert isinstance(action, Wait) and action.stages == (1,)
+    assert isinstance(action, Wait) and action.stages == (1,) and action.is_lost
+
+
+def test_one_peer_of_a_stage_that_can_replay_is_enough():
+    record = CommitRecord(2, 1.5)
+    forgetful = report("a", 0, last_commit=record)
+    behind = report("b", 1, WHOLE, step=2)
+    uncommitted = report("c", 0, step=2)
+    assert isinstance(decide(forgetful, uncommitted, behind), Close)
+
+
+def test_a_peer_that_only_missed_the_commit_is_told_it_again():
+    record = CommitRecord(2, 1.5)
+    there = [report(p, s, last_commit=record) for p, s in (("a", 0), ("c", 1))]
+    late = report("b", 0, WHOLE, step=2, prepared_step=2)
+    assert decide(*there, late) == CommitRest(record, ("b",))
+    assert decide(*there, replace(late, prepared_step=None)) == Resync(("b",))
+
+
+def test_joiners_keep_the_gradient_but_are_not_counted():
+    joiner = report("b", 0, [1], step=0, state=JOINING)
+    a, c = report("a", 0, WHOLE), report("c", 1, WHOLE)
+    action = decide(a, joiner, c)
+    assert action == Close(3, {0: (a,), 1: (c,)}, {0: (joiner,), 1: ()})
+    assert decide(a, joiner, c, left_out=frozenset("b")).joiners == {0: (), 1: ()}
+
+
+def test_of_equal_overlapping_sums_the_leaving_peer_drops_its_own():
+    leaving = report("z", 0, [1], state=DRAINING)
+    assert decide(report("a", 0, [1]), leaving, report("c", 1, WHOLE)) == Drop(3, "z")
+
+
+def test_nothing_is_fed_to_a_stage_that_everybody_leaves():
+    leaving = report("a", 0, [0], state=DRAINING)
+    action = decide(leaving, report("c", 1, WHOLE))
+    assert isinstance(action, Wait) and action.stages == (0,) and not action.is_lost
+
+
+def test_a_restart_reaches_every_stage():
+    new, old = report("a", 0, step=0, generation=1), report("c", 1, step=5)
+    assert decide(new, old) == Restart(1, ("c",))
+
+
+def test_a_peer_from_before_a_restart_takes_its_stages_new_state():
+    reports = [report("a", 0, generation=1), report("c", 1, generation=1)]
+    action = decide(*reports, report("b", 0, step=9))
+    assert action == Resync(("b",))
+    fed = decide(*reports)
+    assert isinstance(fed, Feed) and fed.generation == 1
 
 
 def test_done_only_when_every_stage_is():
@@ -166,6 +221,8 @@ def test_done_only_when_every_stage_is():
             step=st.integers(0, 3),
             state=st.sampled_from([ONLINE, JOINING, DRAINING]),
             lineage=st.sampled_from(["x", "y"]),
+            generation=st.integers(0, 1),
+            can_replay=st.booleans(),
             prepared_step=st.none() | st.integers(0, 3),
             last_commit=st.none()
             | st.builds(CommitRecord, st.integers(0, 3), st.none() | st.just(1.0)),
@@ -177,7 +234,8 @@ def test_done_only_when_every_stage_is():
 def test_whatever_is_reported_only_exact_steps_are_closed(reports):
     action = decide(*reports)
     match action:
-        case Close(step, groups):
+        case Close(step, groups, joiners):
+            assert {r.state for group in joiners.values() for r in group} <= {JOINING}
             counted = {s: [r.counted for r in group] for s, group in groups.items()}
             assert audit(counted, MICROBATCHES).exact
             assert {r.step for group in groups.values() for r in group} == {step}

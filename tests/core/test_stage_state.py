@@ -1,7 +1,7 @@
 """Promises, counting rights and lineages."""
 
-from swarm_jax.core.closing import JOINING, CommitRecord
 from swarm_jax.core.ids import MicrobatchID, Round
+from swarm_jax.core.reports import DRAINING, JOINING, CommitRecord
 from swarm_jax.core.stage_state import StageState
 
 OLD, NEW = Round(1, "b", 9), Round(2, "a", 0)
@@ -68,3 +68,30 @@ def test_a_commit_clears_and_a_skip_needs_no_gradient():
     state.commit(None)
     assert state.step == 1 and len(state.ledger) == 0
     assert state.last_commit == CommitRecord(0, None)
+
+
+def test_a_leaving_peer_counts_what_it_has_in_flight():
+    state = StageState(0)
+    state.state = DRAINING
+    assert state.may_count(MicrobatchID(0, 0), NEW)
+
+
+def test_the_step_before_is_only_passed_on():
+    state = StageState(1)
+    state.prepare([b"g"])
+    state.commit(1.0)
+    before, now = MicrobatchID(0, 0), MicrobatchID(1, 0)
+    assert state.can_serve(now, {1}) and state.can_serve(before, {0, 2})
+    assert not state.can_serve(before, {1}) and not state.may_count(before, NEW)
+    state.can_replay = False
+    assert not state.can_serve(before, {0})
+
+
+def test_a_restart_is_another_lineage_and_forgets_the_sum():
+    state, stage_peer = StageState(0), StageState(0)
+    state.ledger.add(0, 1.0)
+    state.restart(1)
+    assert (state.generation, state.step, len(state.ledger)) == (1, 0, 0)
+    assert state.lineage != StageState(0).lineage
+    stage_peer.adopt(state.position)
+    assert stage_peer.position == state.position

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_jax.core.closing import CommitRecord, Report
 from swarm_jax.core.ids import MicrobatchID, Round
+from swarm_jax.core.reports import CommitRecord, Report
 from swarm_jax.roles.messages import (
     Collect,
     Commit,

@@ -1,0 +1,51 @@
+"""What peers say of themselves to the leader."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ONLINE, JOINING, DRAINING, OFFLINE = "ONLINE", "JOINING", "DRAINING", "OFFLINE"
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRecord:
+    """How a step was committed; peers hand it on, so that others can follow.
+
+    Attributes:
+        gradient_norm: Over all stages; None when the step was skipped.
+    """
+
+    step: int
+    gradient_norm: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One peer's answer to ``collect``.
+
+    Attributes:
+        generation: How often the run was started again from step 0.
+        step: The step whose gradient it accumulates.
+        lineage: Hash chain over all gradients it has applied: equal lineage means
+            equal parameters.
+        counted: Indices in its gradient sum.
+        prepared_step: Step whose all-reduced gradient it holds, if any.
+        can_replay: Whether it still has the parameters of the step before.
+        last_commit: Record of its last commit, if any.
+        losses: Loss sum of each counted index; last stage only.
+    """
+
+    peer: str
+    stage: int
+    state: str
+    step: int
+    lineage: str
+    generation: int = 0
+    counted: frozenset[int] = frozenset()
+    prepared_step: int | None = None
+    can_replay: bool = False
+    last_commit: CommitRecord | None = None
+    losses: Mapping[int, float] | None = None
+
+    def can_serve(self, step: int) -> bool:
+        """Whether it has the parameters of ``step``."""
+        return self.step == step or (self.can_replay and self.step == step + 1)
