@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from swarm_jax.config import ExperimentConfig
+from swarm_jax.core.bans import Bans
 from swarm_jax.errors import StartupError
 from swarm_jax.launcher import commands, flags
 from swarm_jax.metrics import write_json
@@ -18,6 +19,7 @@ from swarm_jax.net.hivemind_allreduce import HivemindAllReduce
 from swarm_jax.net.hivemind_calls import HivemindCalls
 from swarm_jax.net.hivemind_directory import HivemindDirectory
 from swarm_jax.net.hivemind_node import HivemindNode, start_node
+from swarm_jax.roles.messages import Status, refusal
 
 T = TypeVar("T")
 
@@ -50,6 +52,7 @@ async def joined(
         host_maddrs=args.host_maddrs,
         announce_maddrs=args.announce_maddrs,
         identity_path=args.identity_path,
+        bans=Bans(config.tuning.ban_s, config.tuning.max_ban_s),
     )
     protocol = f"swarm_jax.{config.run_id}.{config.swarm_fingerprint()}"
     calls = HivemindCalls(
@@ -57,6 +60,7 @@ async def joined(
         protocol,
         heartbeat_s=config.tuning.heartbeat_s,
         max_message_bytes=config.tuning.max_message_bytes,
+        busy=refusal(Status.BUSY),
     )
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(node.close)

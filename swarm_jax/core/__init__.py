@@ -6,6 +6,7 @@
     closing.py      the step protocol: what the leader does next
     stage_state.py  a stage server's place in that protocol
     router.py       which peer of the next stage gets a microbatch
+    bans.py         who is not listened to for a while
     throughput.py   moving average of measured tokens per second
     partition.py    which layers make up which stage
 

@@ -4,7 +4,11 @@
     local.py              in-process adapter, works on a virtual clock
     frames.py             what is on the wire, and every check of it
     decoder.py            a byte stream cut into frames, without I/O
-    link.py, wire.py      many calls over one byte stream, with heartbeats
+    wire.py               rules of many calls over one byte stream, and its limits
+    caller.py, callee.py  the two ends of such a stream
+    link.py               what both have: turns of writing, bytes to frames
+    budget.py             bytes that peers may make this process hold
+    progress.py           who owes something and does not move
     hivemind_node.py      p2p daemon and DHT node of this process
     hivemind_calls.py     PeerCalls over long-lived libp2p streams
     hivemind_directory.py Directory over the DHT

@@ -16,6 +16,8 @@ from swarm_jax.net.frames import (
 )
 
 SCRATCH_BYTES = 16 * 1024
+_DROPPED = memoryview(bytearray(SCRATCH_BYTES))
+"""Where unwanted bytes go, of all streams: nobody reads them."""
 
 
 class FrameSink(Protocol):
@@ -36,20 +38,28 @@ class FrameDecoder:
     Args:
         peer: Who sends; named in errors.
         sink: Who acts on the frames.
+
+    Attributes:
+        frames: How many frames were complete so far.
     """
 
     def __init__(self, peer: str, sink: FrameSink):
         self._peer = peer
         self._sink = sink
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
-        self._dropped = memoryview(bytearray(SCRATCH_BYTES))
+        self.frames = 0
         self._direct = False
         self._head = bytearray()
         self._kind: Kind | None = None
         self._call_id = 0
-        self._missing = 0
+        self._missing = self._filled = 0
         self._payload = bytearray()
         self._body: IncomingBody | None = None
+
+    @property
+    def is_inside_frame(self) -> bool:
+        """Whether the rest of a frame is still to come."""
+        return self._kind is not None or bool(self._head)
 
     def get_buffer(self) -> memoryview:
         """Where to put the next bytes of the stream; never empty."""
@@ -106,25 +116,36 @@ class FrameDecoder:
             if self._body is not None and size > self._body.missing_bytes:
                 raise BadMessage(self._peer, "a body longer than announced")
         else:
-            self._payload = bytearray(size)
+            self._payload = bytearray(min(size, SCRATCH_BYTES))
         self._kind, self._call_id, self._missing = kind, call_id, size
+        self._filled = 0
         if not size:
             self._advance(0)
 
     def _room(self) -> memoryview:
         if self._kind is not Kind.BODY:
-            return memoryview(self._payload)[-self._missing :]
+            return memoryview(self._payload)[self._filled :]
         if self._body is None:
-            return self._dropped[: self._missing]
+            return _DROPPED[: self._missing]
         return self._body.room()[: self._missing]
+
+    def _grow(self) -> None:
+        """Doubles a full payload: who announces a large head has to send it first."""
+        if self._filled == len(self._payload):
+            # Not in place: a view of it may be in use.
+            self._payload = self._payload + bytes(min(self._missing, self._filled))
 
     def _advance(self, count: int) -> None:
         self._missing -= count
+        self._filled += count
+        if self._missing and self._kind is not Kind.BODY:
+            self._grow()
         if self._kind is Kind.BODY and self._body is not None:
             self._body.advance(count)
         if self._missing:
             return
         kind, payload = self._kind, self._payload
         assert kind is not None
+        self.frames += 1
         self._kind, self._payload, self._body = None, bytearray(), None
         self._sink.on_frame(kind, self._call_id, payload)

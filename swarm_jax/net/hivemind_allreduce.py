@@ -27,6 +27,8 @@ from swarm_jax.net.hivemind_node import HivemindNode
 from swarm_jax.net.protocols import ArraySpec, Message, spec_of
 
 MAX_REMEMBERED_ROUNDS = 1024
+BUDGET_BYTES = 512 * 1024 * 1024
+"""Parts that wait for others: 8 of 512 KiB of each member, and a fair share each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ class HivemindAllReduce:
             protocol,
             heartbeat_s=heartbeat_s,
             max_message_bytes=PART_VALUES * 4,
+            budget_bytes=BUDGET_BYTES,
+            busy=_void_message(AllReduceVoid((node.peer_id,), "it has no memory left")),
             authorised=authorised,
         )
         self = cls(node, calls, join_timeout_s)
@@ -280,7 +284,7 @@ def _mean_in(
     lacked, reason = answer.header.get("void"), answer.header.get("reason")
     if isinstance(lacked, list) and isinstance(reason, str):
         named = tuple(member for member in members if member in lacked)
-        raise AllReduceVoid(named or (peer,), f"{peer} says: {reason}")
+        raise AllReduceVoid(named or (peer,), f"{peer} says: {reason:.200}")
     if [spec_of(array) for array in answer.arrays] != [spec_of(part)]:
         raise BadMessage(peer, "no mean of the part that it was sent")
     return answer.arrays[0]

@@ -3,6 +3,16 @@
 A few streams per pair of peers and direction of calling are opened on first use, kept,
 and opened again after a loss. Two are enough to fill a link, and let a small call pass
 a large one that waits for its flow-control window.
+
+A peer that sends something malformed, or stalls (``wire``), is banned: all its streams
+end, and new ones are refused until the ban is over, without a look at what they carry.
+Bans are the node's, so that they hold for all protocols of this process. Our own calls
+to a banned peer go on: what it answers is for its callers to judge, and the router has
+bans of its own.
+
+Streams: ``max_streams_per_peer`` of one peer, more are refused. ``max_streams`` of all;
+one more ends the stream that has been idle for longest, whose peer opens it again when
+it has something to say. It is refused when none is idle.
 """
 
 import asyncio
@@ -15,12 +25,16 @@ from hivemind.p2p import P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from swarm_jax.errors import PeerLost, PeerTimeout
+from swarm_jax.net.budget import Budget
+from swarm_jax.net.callee import Callee
+from swarm_jax.net.caller import Caller
 from swarm_jax.net.hivemind_node import HivemindNode
+from swarm_jax.net.progress import STALL_S
 from swarm_jax.net.protocols import Message, Service
-from swarm_jax.net.wire import Callee, Caller
 
 WIRE_VERSION = 1
 CLOSE_TIMEOUT_S = 5.0
+NOT_ALLOWED = "it is not on the allow-list"
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +48,15 @@ class HivemindCalls:
             another experiment find no handler.
         heartbeat_s: Period of heartbeats that this peer's calls ask for.
         max_message_bytes: Larger messages are refused.
+        budget_bytes: Of all messages that are being received, handled or answered;
+            default: twice ``max_message_bytes``, at least 256 MiB.
+        busy: What a call is answered that finds no room in the budget.
+        stall_s: A peer that owes something and moves less than 16 KiB in this time is
+            banned.
         streams_per_peer: Streams to each peer that is called.
         dial_timeout_s: Bound on opening one.
+        max_streams_per_peer: Streams from each peer.
+        max_streams: Streams from all peers.
         authorised: Whether a peer may call; asked when it opens a stream.
     """
 
@@ -46,7 +67,12 @@ class HivemindCalls:
         *,
         heartbeat_s: float,
         max_message_bytes: int,
+        budget_bytes: int | None = None,
+        busy: Message | None = None,
+        stall_s: float = STALL_S,
         streams_per_peer: int = 2,
+        max_streams_per_peer: int = 8,
+        max_streams: int = 384,
         dial_timeout_s: float = 5.0,
         authorised: Callable[[str], bool] = lambda peer: True,
     ):
@@ -55,6 +81,15 @@ class HivemindCalls:
         self._protocol = f"/swarm_jax/{WIRE_VERSION}/{protocol}"
         self._heartbeat_s = heartbeat_s
         self._max_message_bytes = max_message_bytes
+        self._budget = (
+            Budget.for_messages(max_message_bytes)
+            if budget_bytes is None
+            else Budget(budget_bytes)
+        )
+        self._busy = busy
+        self._stall_s = stall_s
+        self._max_streams_per_peer = max_streams_per_peer
+        self._max_streams = max_streams
         self._dial_timeout_s = dial_timeout_s
         self._authorised = authorised
         self._turns = itertools.cycle(range(streams_per_peer))
@@ -62,6 +97,7 @@ class HivemindCalls:
         self._callees: dict[str, set[Callee]] = {}
         self._service: Service | None = None
         self._closed = False
+        node.when_banned.append(self._drop)
 
     async def serve(self, service: Service) -> None:
         assert self._service is None, "serve() is called once"
@@ -79,6 +115,7 @@ class HivemindCalls:
         if self._closed:
             return
         self._closed = True
+        self._node.when_banned.remove(self._drop)
         if self._service is not None:
             self._service = None
             # Without a daemon there is nothing to tell it.
@@ -122,6 +159,7 @@ class HivemindCalls:
             key[0],
             heartbeat_s=self._heartbeat_s,
             max_message_bytes=self._max_message_bytes,
+            budget=self._budget,
             on_lost=lambda: self._dials.pop(key, None),
         )
         await caller.attach(reader, writer)
@@ -138,8 +176,10 @@ class HivemindCalls:
         writer: asyncio.StreamWriter,
     ) -> None:
         peer = info.peer_id.to_base58()
-        if self._service is None or not self._authorised(peer):
-            logger.warning("Refused a stream of peer %s", peer)
+        if reason := self._refusal(peer):
+            # Not louder: a stream costs its peer nothing, a log line us something.
+            level = logging.WARNING if reason == NOT_ALLOWED else logging.DEBUG
+            logger.log(level, "Refused a stream of peer %s: %s", peer, reason)
             writer.transport.abort()
             return
         callees = self._callees.setdefault(peer, set())
@@ -147,14 +187,38 @@ class HivemindCalls:
             peer,
             self._service,
             max_message_bytes=self._max_message_bytes,
-            on_bad=lambda: self._drop(peer),
+            budget=self._budget,
+            busy=self._busy,
+            stall_s=self._stall_s,
+            on_bad=lambda: self._node.ban(peer),
             on_lost=lambda: self._forget(callee),
         )
         callees.add(callee)
         await callee.attach(reader, writer)
 
+    def _refusal(self, peer: str) -> str:
+        """Why a new stream of a peer is not taken; empty when it is."""
+        if self._service is None:
+            return "this peer is closed"
+        if not self._authorised(peer):
+            return NOT_ALLOWED
+        if self._node.banned_for_s(peer):
+            return "it is banned"
+        if len(self._callees.get(peer, ())) >= self._max_streams_per_peer:
+            return f"it has {self._max_streams_per_peer} already"
+        callees = [callee for some in self._callees.values() for callee in some]
+        if len(callees) < self._max_streams:
+            return ""
+        idle = [callee for callee in callees if callee.is_idle]
+        if not idle:
+            return f"there are {self._max_streams} already"
+        longest = min(idle, key=lambda callee: callee.heard_s)
+        self._forget(longest)
+        longest.abort()
+        return ""
+
     def _drop(self, peer: str) -> None:
-        for callee in self._callees.get(peer, ()):
+        for callee in list(self._callees.get(peer, ())):
             callee.abort()
 
     def _forget(self, callee: Callee) -> None:

@@ -12,11 +12,12 @@ socket of a dial that fails.
 import asyncio
 import contextlib
 import errno
+import logging
 import math
 import shutil
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -32,12 +33,15 @@ from hivemind.proto import p2pd_pb2
 from hivemind.utils import get_dht_time
 from hivemind.utils.multiaddr import Multiaddr
 
+from swarm_jax.core.bans import Bans
 from swarm_jax.errors import PeerLost, StartupError
 
 PROBE_TIMEOUT_S = 2.0
 ADDRESSES_KEY = "swarm_jax.addresses"
 ADDRESSES_LIFE_S = 240.0
 NOT_ROUTED = "routing: not found"
+
+logger = logging.getLogger(__name__)
 
 
 class HivemindNode:
@@ -47,9 +51,20 @@ class HivemindNode:
         p2p: hivemind's handle of the daemon.
         dht: hivemind's DHT node.
         peer_id: This peer's id, base58.
+        bans: Peers whose streams are refused for a while, in every protocol.
+        when_banned: Called with a peer that is banned now.
     """
 
-    def __init__(self, p2p: P2P, dht: DHTNode, folder: Path, maddrs: Sequence[str]):
+    def __init__(
+        self,
+        p2p: P2P,
+        dht: DHTNode,
+        folder: Path,
+        maddrs: Sequence[str],
+        bans: Bans,
+    ):
+        self.bans = bans
+        self.when_banned: list[Callable[[str], None]] = []
         self.p2p = p2p
         self.dht = dht
         self.peer_id: str = p2p.peer_id.to_base58()
@@ -60,6 +75,19 @@ class HivemindNode:
     @property
     def daemon_pid(self) -> int:
         return self.p2p._child.pid
+
+    def ban(self, peer: str) -> None:
+        """Ends a peer's streams, and refuses new ones for a while."""
+        was_banned = self.banned_for_s(peer)
+        ban_s = self.bans.ban(peer, asyncio.get_running_loop().time())
+        if not was_banned:
+            logger.warning("Banned peer %s for %g s", peer, ban_s)
+        for tell in list(self.when_banned):
+            tell(peer)
+
+    def banned_for_s(self, peer: str) -> float:
+        """0 when it is not banned."""
+        return self.bans.left_s(peer, asyncio.get_running_loop().time())
 
     def visible_maddrs(self) -> list[str]:
         """Addresses for other peers' ``--initial_peers``, with ``/p2p/ID``."""
@@ -169,6 +197,7 @@ async def start_node(
     announce_maddrs: Sequence[str] = (),
     identity_path: str | Path | None = None,
     startup_timeout_s: float = 15.0,
+    bans: Bans | None = None,
 ) -> HivemindNode:
     """Starts p2pd and joins the DHT.
 
@@ -177,6 +206,7 @@ async def start_node(
         host_maddrs: Where to listen; port 0 takes a free one.
         announce_maddrs: Addresses to tell others instead, with explicit ports.
         identity_path: Key file that fixes the peer id; made when missing.
+        bans: How long peers are banned that send something malformed.
 
     Raises:
         StartupError: It did not start; the message says what to change.
@@ -209,7 +239,7 @@ async def start_node(
                 cache_refresh_before_expiry=0,
             )
             maddrs = [str(maddr) for maddr in await p2p.get_visible_maddrs()]
-            return HivemindNode(p2p, dht, folder, maddrs)
+            return HivemindNode(p2p, dht, folder, maddrs, bans or Bans())
     except BaseException as error:
         await _shut_down(daemons, folder)
         if isinstance(error, TimeoutError):

@@ -32,6 +32,9 @@ class Link(asyncio.BufferedProtocol):
         self._turn = asyncio.Lock()
         self._writable = asyncio.Event()
         self._writable.set()
+        self._drained = 0
+        self._received_bytes = 0
+        self._written_bytes = 0
 
     async def attach(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -60,6 +63,7 @@ class Link(asyncio.BufferedProtocol):
         return self._decoder.get_buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._received_bytes += nbytes
         self._heard()
         try:
             self._decoder.buffer_updated(nbytes)
@@ -77,7 +81,13 @@ class Link(asyncio.BufferedProtocol):
         self._writable.clear()
 
     def resume_writing(self) -> None:
+        self._drained += 1
         self._writable.set()
+
+    @property
+    def _sent_bytes(self) -> int:
+        """What has left this process."""
+        return self._written_bytes - self._transport.get_write_buffer_size()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.lost:
@@ -101,6 +111,7 @@ class Link(asyncio.BufferedProtocol):
             await self._writable.wait()
             if not self.lost:
                 for piece in pieces:
+                    self._written_bytes += len(piece)
                     self._transport.write(piece)
             return not self.lost
 

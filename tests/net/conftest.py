@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from swarm_jax.core.bans import Bans
 from swarm_jax.errors import BadMessage
 from swarm_jax.net.hivemind_allreduce import HivemindAllReduce
 from swarm_jax.net.hivemind_calls import HivemindCalls
@@ -24,6 +25,8 @@ from swarm_jax.net.protocols import AllReduce, Directory, Message, PeerCalls
 
 # Three of them must be more than a busy machine holds up a process.
 HEARTBEAT_S = 0.3
+BAN_S = 0.5
+MAX_BAN_S = 4.0
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 TEST_TIMEOUT_S = 60.0
 
@@ -132,10 +135,12 @@ class Nodes:
 
     async def take(self) -> HivemindNode:
         if self.free:
-            return self.free.pop(0)
+            node = self.free.pop(0)
+            node.bans = Bans(BAN_S, MAX_BAN_S)
+            return node
         alive = [node for node in self.all if node.p2p._child.returncode is None]
         maddrs = alive[0].visible_maddrs() if alive else []
-        node = await start_node(initial_peers=maddrs)
+        node = await start_node(initial_peers=maddrs, bans=Bans(BAN_S, MAX_BAN_S))
         self.all.append(node)
         self.pids.append(node.daemon_pid)
         return node

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_jax.errors import BadMessage, PeerError
+from swarm_jax.net.callee import Callee
+from swarm_jax.net.caller import Caller
 from swarm_jax.net.decoder import FrameDecoder
 from swarm_jax.net.frames import (
     DTYPES,
@@ -21,7 +23,6 @@ from swarm_jax.net.frames import (
     parse_head,
 )
 from swarm_jax.net.protocols import Message
-from swarm_jax.net.wire import Callee, Caller
 
 MAX_BYTES = 1 << 20
 

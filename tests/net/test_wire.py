@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from swarm_jax.errors import BadMessage, PeerLost, PeerStalled, RemoteError
+from swarm_jax.net.callee import Callee
+from swarm_jax.net.caller import Caller
 from swarm_jax.net.frames import FRAME_HEAD, Kind, body_frames, encode, frame
 from swarm_jax.net.link import Link
 from swarm_jax.net.protocols import Message
-from swarm_jax.net.wire import MAX_CALLS, Callee, Caller
+from swarm_jax.net.wire import MAX_CALLS
 
 MAX_BYTES = 64 * 1024 * 1024
 HEARTBEAT_S = 0.3
