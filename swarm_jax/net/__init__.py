@@ -12,6 +12,7 @@
     hivemind_node.py      p2p daemon and DHT node of this process
     hivemind_calls.py     PeerCalls over long-lived libp2p streams
     hivemind_directory.py Directory over the DHT
+    hivemind_records.py   what is taken from the DHT, and kept for others
     hivemind_allreduce.py AllReduce over hivemind's butterfly, group given
     hivemind_butterfly.py one round of it, made exact
 

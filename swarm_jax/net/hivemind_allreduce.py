@@ -252,12 +252,6 @@ class HivemindAllReduce:
         self._changed = asyncio.Event()
 
 
-def _retrieve(task: asyncio.Task) -> None:
-    """Marks a task's exception as seen: what matters of it is known otherwise."""
-    if not task.cancelled():
-        task.exception()
-
-
 async def _collect(runner: ExactRunner) -> list[np.ndarray]:
     return [share.numpy() async for share in runner]
 

@@ -5,6 +5,7 @@ from typing import Any
 from hivemind.utils import get_dht_time
 
 from swarm_jax.net.hivemind_node import HivemindNode
+from swarm_jax.net.hivemind_records import entries_of
 from swarm_jax.net.protocols import Record
 
 FORWARD_S = 1e-3
@@ -37,14 +38,11 @@ class HivemindDirectory:
         return await self._node.dht.store(key, value, expires_at_s, subkey=subkey)
 
     async def get(self, key: str) -> dict[str, Record]:
-        found = await self._node.dht.get(key, latest=True)
-        if found is None or not isinstance(found.value, dict):
-            return {}
         now_s = self.now_s()
         return {
             subkey: Record(entry.value, entry.expiration_time)
-            for subkey, entry in found.value.items()
-            if isinstance(subkey, str) and entry.expiration_time > now_s
+            for subkey, entry in entries_of(await self._node.dht.get(key, latest=True))
+            if entry.expiration_time > now_s
         }
 
     def now_s(self) -> float:

@@ -19,6 +19,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import DecodeError
 from hivemind.dht.node import DHTNode
@@ -35,6 +36,7 @@ from hivemind.utils.multiaddr import Multiaddr
 
 from swarm_jax.core.bans import Bans
 from swarm_jax.errors import PeerLost, StartupError
+from swarm_jax.net.hivemind_records import RecordGuard, addresses_in, entries_of
 
 PROBE_TIMEOUT_S = 2.0
 ADDRESSES_KEY = "swarm_jax.addresses"
@@ -137,20 +139,18 @@ class HivemindNode:
             )
             await asyncio.sleep(ADDRESSES_LIFE_S / 4)
 
-    async def published_peers(self) -> dict[str, list[str]]:
-        """Addresses by peer id, as far as this node can see them."""
+    async def published_peers(self) -> dict[str, Any]:
+        """What was published as addresses, by peer id, as far as this node sees it."""
         found = await self.dht.get(ADDRESSES_KEY, latest=True)
-        entries = found.value if found and isinstance(found.value, dict) else {}
-        return {peer: entry.value for peer, entry in entries.items()}
+        return {peer: entry.value for peer, entry in entries_of(found)}
 
     async def _introduce(self, peer: str, timeout_s: float) -> bool:
         """Tells the daemon where a peer is, from what that peer published."""
         try:
             async with asyncio.timeout(timeout_s):
-                published = (await self.published_peers()).get(peer)
-                if not isinstance(published, list | tuple):
+                maddrs = addresses_in((await self.published_peers()).get(peer))
+                if not maddrs:
                     return False
-                maddrs = [Multiaddr(str(m).split("/p2p/")[0]) for m in published]
                 await self.p2p._client.connect(PeerID.from_base58(peer), maddrs)
                 return True
         except (TimeoutError, OSError, EOFError, P2PDaemonError, ValueError):
@@ -230,14 +230,17 @@ async def start_node(
                 startup_timeout=startup_timeout_s,
             )
             # Our reads ask for the latest: a cache would be kept fresh for nobody.
+            guard = RecordGuard()
             dht = await DHTNode.create(
                 p2p=p2p,
+                record_validator=guard,
                 initial_peers=list(initial_peers) or None,
                 cache_locally=False,
                 cache_nearest=0,
                 cache_on_store=False,
                 cache_refresh_before_expiry=0,
             )
+            guard.watch(dht)
             maddrs = [str(maddr) for maddr in await p2p.get_visible_maddrs()]
             return HivemindNode(p2p, dht, folder, maddrs, bans or Bans())
     except BaseException as error:
