@@ -172,6 +172,11 @@ class TuningConfig:
         ban_s: First ban of a peer that failed; doubles with each failure.
         max_ban_s: Longest ban.
         max_message_bytes: Larger messages are refused.
+        join_buffer_bytes: Host memory of a joining peer for the gradients of the steps
+            that the swarm takes meanwhile.
+        drain_timeout_s: How long a peer that was told to leave tries to hand over.
+        lost_stage_s: How long a stage's state must be missing before a run that may be
+            started again is.
     """
 
     microbatches_in_flight: int = 12
@@ -187,6 +192,9 @@ class TuningConfig:
     ban_s: float = 1.0
     max_ban_s: float = 30.0
     max_message_bytes: int = 1 << 30
+    join_buffer_bytes: int = 4 << 30
+    drain_timeout_s: float = 25.0
+    lost_stage_s: float = 30.0
 
     def __post_init__(self):
         for entry in dataclasses.fields(self):

@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
+import numpy as np
+
 from swarm_jax.core.ids import NO_ROUND, MicrobatchID, Round
 from swarm_jax.core.ledger import Ledger, ledger_digest
 from swarm_jax.core.reports import DRAINING, ONLINE, CommitRecord
@@ -77,8 +79,12 @@ class StageState:
     def ledger_digest(self) -> str:
         return ledger_digest(self.ledger.counted)
 
-    def prepare(self, gradients: Iterable[bytes | memoryview]) -> None:
-        """Notes that the device holds the all-reduced gradient of this step."""
+    def prepare(self, gradients: Iterable[bytes | np.ndarray]) -> None:
+        """Notes that the device holds the all-reduced gradient of this step.
+
+        Args:
+            gradients: C-contiguous arrays, or bytes.
+        """
         digest = hashlib.sha256()
         for gradient in gradients:
             digest.update(gradient)

@@ -6,6 +6,11 @@
     relay.py          sends a microbatch to some peer of the next stage, with retries
     relaying.py       the receiver's side: forward, deeper stages, backward, count
     stage_control.py  a stage server's part in closing steps
+    changes.py        changes of device and ledger together, one at a time
+    snapshots.py      a stage's state in hashed chunks, for joiners
+    download.py       fetches that state from several stage peers
+    joining.py        follows the all-reduce meanwhile, and catches up
+    leaving.py        finishes, hands the sum over, goes
     stage_server.py   serves one stage: what is let in, and who answers it
     lease.py          who leads
     leadership.py     one trainer's term: its rounds, questions within a round
@@ -14,6 +19,7 @@
     preparing.py      the first half of closing a step; void rounds
     journal.py        what a leader records
     trainer.py        feeds and closes steps, or stands by
+    supervised.py     a piece of work, and what must go on beside it
 
 They take time from the running event loop only, so that they run unchanged on a
 virtual clock.

@@ -77,12 +77,14 @@ class Compute(Protocol):
         input_specs: (dtype name, shape) of each array that ``forward`` takes.
         gradient_specs: The same for ``backward``'s ``grad_y``.
         sum_specs: The same for the gradient sum, leaf by leaf.
+        state_specs: The same for ``state``.
         queued: Operations that wait for the device.
     """
 
     input_specs: tuple[tuple[str, tuple[int, ...]], ...]
     gradient_specs: tuple[tuple[str, tuple[int, ...]], ...]
     sum_specs: tuple[tuple[str, tuple[int, ...]], ...]
+    state_specs: tuple[tuple[str, tuple[int, ...]], ...]
     queued: int
 
     async def forward(

@@ -58,6 +58,7 @@ class Feeder:
                 self._data.microbatch(action.step, index),
                 Relay(
                     round=round_,
+                    generation=action.generation,
                     stage=0,
                     id=MicrobatchID(action.step, index),
                     counted_by=action.missing[index],
@@ -71,12 +72,12 @@ class Feeder:
         return await self._for_each(sorted(action.missing), one)
 
     async def validation_loss(
-        self, step: int, round_: Round
+        self, step: int, generation: int, round_: Round
     ) -> tuple[float, list[RelayFailed]]:
         """Mean loss over the held-out sequences, through the swarm; and what failed.
 
         Args:
-            step: The step that the peers are at.
+            step, generation: Where the peers are.
         """
         sequences = self._config.validation.sequences
         sums: list[tuple[float, int]] = []
@@ -87,6 +88,7 @@ class Feeder:
                 batch,
                 Relay(
                     round=round_,
+                    generation=generation,
                     stage=0,
                     id=MicrobatchID(step, index),
                     counted_by=frozenset(),

@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.closing import (
-    NO_LIVE_PEER,
     Close,
     CommitRest,
     Done,
     Drop,
     Feed,
+    Restart,
     Resync,
     Wait,
     next_action,
@@ -29,12 +29,13 @@ from swarm_jax.roles.messages import (
     DropSum,
     MalformedHeader,
     Request,
+    RestartRun,
     ResyncState,
     report_from_header,
 )
 from swarm_jax.roles.peers import SwarmView
 from swarm_jax.roles.preparing import GradientDiverged, Preparing
-from swarm_jax.roles.relay import ModelDiverged, RefusedRound, RelayFailed
+from swarm_jax.roles.relay import ModelDiverged, NoRoute, RefusedRound, RelayFailed
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class Leader:
 
     Args:
         server_command: The command that starts a peer of a stage, for people.
+        restart_if_lost: Whether the run may start again from step 0 when a stage's
+            state is gone.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Leader:
         feeder: Feeder,
         journal: Journal,
         server_command: Callable[[int], str],
+        restart_if_lost: Callable[[], bool],
     ):
         self._config = config
         self._leadership = leadership
@@ -67,6 +71,8 @@ class Leader:
         self._feeder = feeder
         self._journal = journal
         self._server_command = server_command
+        self._restart_if_lost = restart_if_lost
+        self._lost_since_s: float | None = None
         self._preparing = Preparing(config, leadership)
 
     async def lead(self) -> None:
@@ -85,6 +91,8 @@ class Leader:
                 microbatches=self._config.microbatches_per_step,
                 left_out=self._preparing.left_out,
             )
+            if not (isinstance(action, Wait) and action.is_lost):
+                self._lost_since_s = None
             match action:
                 case Feed() | Done() if self._journal.validation_due:
                     await self._validate(reports)
@@ -100,8 +108,14 @@ class Leader:
                 case Resync(peers):
                     request = ResyncState(round=self._leadership.round)
                     await self._insist(peers, request)
-                case Wait(stages, reason):
-                    await self._wait(stages, reason)
+                case Restart(generation, peers):
+                    await self._restart(generation, peers)
+                case Wait() if self._may_restart(action):
+                    generation = 1 + max(report.generation for report in reports)
+                    logger.warning("%s: the run starts again", action.reason)
+                    await self._restart(generation, self._view.everyone())
+                case Wait():
+                    await self._wait(action)
                 case Done():
                     return
 
@@ -139,6 +153,8 @@ class Leader:
         for failure in failures:
             await self._react(failure, action.step, reports)
         if failures:
+            if all(isinstance(failure, NoRoute) for failure in failures):
+                self._journal.waiting(f"Waiting: {failures[0]}")
             await self._view.refresh()
 
     async def _react(
@@ -168,6 +184,8 @@ class Leader:
         if norm is None:
             await asyncio.sleep(RETRY_S)
             return
+        if action.record is not None:
+            return  # committed elsewhere: the next round tells these stages, too
         losses = [r.losses or {} for r in groups[self._config.swarm.num_stages - 1]]
         self._journal.closing(
             action.step,
@@ -175,8 +193,9 @@ class Leader:
             loss_tokens=loss_tokens,
             ledgers=ledgers,
         )
+        joiners = [report for group in action.joiners.values() for report in group]
         record = CommitRecord(action.step, norm)
-        await self._commit(record, [report.peer for report in reports])
+        await self._commit(record, [report.peer for report in (*reports, *joiners)])
 
     async def _commit(self, record: CommitRecord, peers: Collection[str]) -> None:
         request = Commit(
@@ -220,33 +239,45 @@ class Leader:
         await self._commit(CommitRecord(step, None), current)
 
     async def _validate(self, reports: Collection[Report]) -> None:
-        step = max(report.step for report in reports)
+        newest = max(reports, key=lambda r: (r.generation, r.step))
         loss, failures = await self._feeder.validation_loss(
-            step, self._leadership.round
+            newest.step, newest.generation, self._leadership.round
         )
         for failure in failures:
             match failure:
                 case RefusedRound(promise=promise):
                     self._leadership.check_promise(promise)
                 case ModelDiverged() if self._config.swarm.on_nonfinite == "stop":
-                    raise Diverged(f"Validation after step {step}: {failure}")
+                    raise Diverged(f"Validation after step {newest.step}: {failure}")
                 case ModelDiverged():
                     self._journal.validated(None)
                     return
         if not failures:
             self._journal.validated(loss)
 
-    async def _wait(self, stages: Collection[int], reason: str) -> None:
-        names = ", ".join(map(str, stages))
-        is_empty = reason == NO_LIVE_PEER
-        advice = (
-            f"Start a peer: {self._server_command(min(stages))}"
-            if is_empty
-            else "Bring one of its former peers back, or start the run again"
-        )
-        self._journal.waiting(
-            f"Waiting: {'stage' if len(stages) == 1 else 'stages'} {names}: {reason}. "
-            f"{advice}"
-        )
+    async def _wait(self, action: Wait) -> None:
+        names = ", ".join(map(str, action.stages))
+        if action.is_lost:
+            advice = (
+                "Bring one of its former peers back, or let the run start again from "
+                "step 0: start the trainer with --restart_if_lost"
+            )
+        else:
+            advice = f"Start a peer: {self._server_command(min(action.stages))}"
+        stages = "stage" if len(action.stages) == 1 else "stages"
+        self._journal.waiting(f"Waiting: {stages} {names}: {action.reason}. {advice}")
         await asyncio.sleep(WAIT_S)
         await self._view.refresh()
+
+    def _may_restart(self, action: Wait) -> bool:
+        """Whether the state is gone for good, and the user said to start again."""
+        if not (action.is_lost and self._restart_if_lost()):
+            return False
+        now_s = asyncio.get_running_loop().time()
+        if self._lost_since_s is None:
+            self._lost_since_s = now_s
+        return now_s - self._lost_since_s >= self._config.tuning.lost_stage_s
+
+    async def _restart(self, generation: int, peers: Collection[str]) -> None:
+        request = RestartRun(round=self._leadership.round, generation=generation)
+        await self._insist(peers, request)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from swarm_jax.core.ids import MicrobatchID, Round
 from swarm_jax.core.reports import CommitRecord, Report
@@ -40,6 +40,8 @@ class Status(StrEnum):
     VOID = "void"
     """The all-reduce did not complete; the reply names whom this peer lacked."""
     NOT_PREPARED = "not_prepared"
+    UNKNOWN_STATE = "unknown_state"
+    """The state whose chunk is asked for is no longer kept."""
 
 
 class MalformedHeader(ValueError):
@@ -54,6 +56,7 @@ class Relay:
 
     Attributes:
         round: The leader's, or the sender's copy of it.
+        generation: Of the run that the microbatch belongs to.
         stage: Stage of the receiver.
         counted_by: Stages that lack the microbatch and so count it.
         training: False for validation: forward only, nothing is counted.
@@ -63,6 +66,7 @@ class Relay:
 
     op: ClassVar[str] = "relay"
     round: Round
+    generation: int
     stage: int
     id: MicrobatchID
     counted_by: frozenset[int]
@@ -127,22 +131,73 @@ class ResyncState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FetchState:
-    """Send your parameters and optimizer state.
+class RestartRun:
+    """Go back to step 0 and the initial parameters, if your generation is older."""
+
+    op: ClassVar[str] = "restart"
+    round: Round
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchManifest:
+    """Say what your state is made of: hashes of its chunks.
 
     Attributes:
         stage: Stage of the receiver, as the asking peer believes.
     """
 
-    op: ClassVar[str] = "state"
+    op: ClassVar[str] = "manifest"
     stage: int
 
 
-Request = Relay | Collect | DropSum | Prepare | Commit | ResyncState | FetchState
-_KINDS = {
-    kind.op: kind
-    for kind in (Relay, Collect, DropSum, Prepare, Commit, ResyncState, FetchState)
-}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchChunk:
+    """Send one chunk of the state whose manifest you gave.
+
+    Attributes:
+        digest: Of that manifest.
+    """
+
+    op: ClassVar[str] = "chunk"
+    stage: int
+    digest: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandOver:
+    """Add my gradient sum and ledger to yours: I am leaving.
+
+    Arrays: the gradient sum, leaf by leaf; none when its ledger is empty.
+
+    Attributes:
+        round: The promise of the sender: both must have answered the same round.
+        losses: The sender's ledger.
+    """
+
+    op: ClassVar[str] = "hand_over"
+    round: Round
+    generation: int
+    stage: int
+    step: int
+    lineage: str
+    losses: dict[int, float]
+
+
+Request = (
+    Relay
+    | Collect
+    | DropSum
+    | Prepare
+    | Commit
+    | ResyncState
+    | RestartRun
+    | FetchManifest
+    | FetchChunk
+    | HandOver
+)
+_KINDS = {kind.op: kind for kind in get_args(Request)}
 
 
 def to_header(request: Request, swarm: str) -> dict[str, Any]:
@@ -194,8 +249,10 @@ def report_to_header(report: Report) -> dict[str, Any]:
         "state": report.state,
         "step": report.step,
         "lineage": report.lineage,
+        "generation": report.generation,
         "counted": sorted(report.counted),
         "prepared_step": report.prepared_step,
+        "can_replay": report.can_replay,
         "last_commit": commit and [commit.step, commit.gradient_norm],
         "losses": sorted(report.losses.items()) if report.losses is not None else None,
     }
@@ -212,8 +269,10 @@ def report_from_header(peer: str, header: Mapping[str, Any]) -> Report:
         "state": "str",
         "step": "int",
         "lineage": "str",
+        "generation": "int",
         "counted": "frozenset[int]",
         "prepared_step": "int | None",
+        "can_replay": "bool",
         "last_commit": "CommitRecord | None",
         "losses": "dict[int, float] | None",
     }
@@ -230,6 +289,8 @@ def _plain(value: Any) -> Any:
         return sorted(value)
     if isinstance(value, tuple):
         return list(value)
+    if isinstance(value, dict) and any(type(key) is not str for key in value):
+        return sorted(value.items())
     return value
 
 
@@ -298,5 +359,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "CommitRecord | None": _optional(
         lambda value: CommitRecord(_int(value[0]), _optional(_positive)(value[1]))
     ),
+    "dict[int, float]": _losses,
     "dict[int, float] | None": _optional(_losses),
+    "list[str]": lambda value: [_str(item) for item in value],
 }

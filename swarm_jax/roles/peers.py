@@ -64,13 +64,20 @@ class SwarmView:
         records = self._stages.get(stage, {})
         return sorted(peer for peer, r in records.items() if r.state == ONLINE)
 
+    def newest_step(self, stage: int) -> int:
+        """Of the peers of ``stage``; 0 when there are none."""
+        records = self._stages.get(stage, {})
+        return max((r.step for r in records.values() if r.state != OFFLINE), default=0)
+
+    def stage_peers(self, stage: int) -> list[str]:
+        """Peers of ``stage`` that have not said goodbye."""
+        records = self._stages.get(stage, {})
+        return sorted(peer for peer, r in records.items() if r.state != OFFLINE)
+
     def everyone(self) -> list[str]:
         """All peers of all stages that have not said goodbye."""
         return sorted(
-            peer
-            for records in self._stages.values()
-            for peer, record in records.items()
-            if record.state != OFFLINE
+            peer for stage in self._stages for peer in self.stage_peers(stage)
         )
 
     async def join(self) -> None:

@@ -45,20 +45,30 @@ class Preparing:
         Raises:
             GradientDiverged: The norm is not finite.
         """
-        groups = {
+        digests = {
             stage: {report.peer: ledger_digest(report.counted) for report in reports}
             for stage, reports in action.groups.items()
         }
+        joiners = {
+            stage: {report.peer: ledger_digest(()) for report in reports}
+            for stage, reports in action.joiners.items()
+        }
+        groups = {stage: digests[stage] | joiners.get(stage, {}) for stage in digests}
         replies = await self._ask_all(action.step, groups, loss_tokens)
-        ready = {peer for peer in accepted(replies) if _norm(replies[peer]) is not None}
         for stage, group in groups.items():
             statuses = {replies.get(peer, {}).get("status") for peer in group}
             if Status.NONFINITE in statuses:
                 raise GradientDiverged(stage)
-        if missing := {p for group in groups.values() for p in group} - ready:
-            self._void(action.step, missing, replies, groups)
+        ready = accepted(replies)
+        missing = {p for group in groups.values() for p in group} - ready
+        missing |= {
+            p for g in digests.values() for p in g if _norm(replies.get(p)) is None
+        }
+        if missing:
+            joining = {peer for group in joiners.values() for peer in group}
+            self._void(action.step, missing, joining & missing, replies, groups)
             return None
-        norms = [_norm(replies[min(group)]) for group in groups.values()]
+        norms = [_norm(replies[min(group)]) for group in digests.values()]
         return math.sqrt(math.fsum(norms))
 
     async def _ask_all(
@@ -82,9 +92,14 @@ class Preparing:
         self,
         step: int,
         missing: set[str],
+        joining: set[str],
         replies: Mapping[str, Mapping[str, Any]],
         groups: Mapping[int, Mapping[str, str]],
     ) -> None:
+        if joining:
+            # A joiner that fails must not hold the others up twice.
+            self.left_out |= joining
+            return
         self._voids += 1
         for peer in sorted(missing):
             self._failures.append((peer, _lacked(replies.get(peer))))
@@ -106,9 +121,9 @@ class Preparing:
         self.left_out: frozenset[str] = frozenset()
 
 
-def _norm(reply: Mapping[str, Any]) -> float | None:
+def _norm(reply: Mapping[str, Any] | None) -> float | None:
     try:
-        return read(reply, "squared_norm", "float")
+        return read(reply or {}, "squared_norm", "float")
     except MalformedHeader:
         return None
 

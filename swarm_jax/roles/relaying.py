@@ -94,18 +94,28 @@ class Relaying:
         self._work: dict[tuple[bool, MicrobatchID], _Work] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._empty = asyncio.Event()
+        self._empty.set()
         self.throughput = ThroughputAverage()
 
     def __len__(self) -> int:
         return len(self._work)
 
     async def run(self, relay: Relay, arrays: list[np.ndarray]) -> Message:
-        """Answers one relay request; the newest request for a microbatch wins."""
+        """Answers one relay request; the newest request for a microbatch wins.
+
+        The first request of a step proves that all stages have committed the one
+        before: its parameters are of no more use.
+        """
+        if relay.id.step == self._state.step and self._state.can_replay:
+            self._state.can_replay = False
+            self._compute.forget_previous()
         key = (relay.training, relay.id)
         if older := self._work.get(key):
             older.supersede()
         task = asyncio.current_task()
         work = self._work[key] = _Work(relay.round, task)
+        self._empty.clear()
         task.add_done_callback(lambda _: self._forget(key, work))
         try:
             return await self._run(relay, arrays)
@@ -127,6 +137,14 @@ class Relaying:
             if work.round < round_:
                 work.supersede()
 
+    def cancel_all(self) -> None:
+        for work in list(self._work.values()):
+            work.supersede()
+
+    async def empty(self) -> None:
+        """Returns when no microbatch is held."""
+        await self._empty.wait()
+
     async def settled(self) -> None:
         """Returns when no gradient is on its way into the sum."""
         await self._idle.wait()
@@ -137,15 +155,20 @@ class Relaying:
     def _forget(self, key: tuple[bool, MicrobatchID], work: _Work) -> None:
         if self._work.get(key) is work:
             del self._work[key]
+        if not self._work:
+            self._empty.set()
 
     async def _run(self, relay: Relay, arrays: list[np.ndarray]) -> Message:
         loop = asyncio.get_running_loop()
         start_s = loop.time()
         order = next(self._orders)
         targets, x = arrays[0], arrays[1:]
+        previous = relay.id.step < self._state.step
         if self._next_stage is None:
-            return await self._last_stage(relay, targets, x, order)
-        forward = await self._compute.forward(x, keep=relay.training, order=order)
+            return await self._last_stage(relay, targets, x, order, previous)
+        forward = await self._compute.forward(
+            x, keep=relay.training, order=order, previous=previous
+        )
         if not forward.finite:
             return refusal(Status.NONFINITE)
         sent_s = loop.time()
@@ -161,7 +184,12 @@ class Relaying:
         return self._reply(relay, deeper, backward.grad_x, compute_s, deeper_s)
 
     async def _last_stage(
-        self, relay: Relay, targets: np.ndarray, x: list[np.ndarray], order: int
+        self,
+        relay: Relay,
+        targets: np.ndarray,
+        x: list[np.ndarray],
+        order: int,
+        previous: bool,
     ) -> Message:
         if not relay.training:
             loss_sum = await self._compute.loss(x, targets, order=order)
@@ -170,7 +198,7 @@ class Relaying:
             result = await self._counting(
                 relay,
                 lambda count: self._compute.loss_backward(
-                    x, targets, count=count, order=order
+                    x, targets, count=count, order=order, previous=previous
                 ),
             )
             loss_sum, finite = result.loss_sum, result.finite

@@ -1,50 +1,51 @@
-"""A stage server's part in closing steps: collect, drop, prepare, commit, resync."""
+"""A stage server's part in closing steps: collect, drop, prepare, commit, and more."""
 
-import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.ids import Round
-from swarm_jax.core.reports import JOINING, ONLINE, CommitRecord, Report
+from swarm_jax.core.reports import (
+    DRAINING,
+    JOINING,
+    OFFLINE,
+    ONLINE,
+    CommitRecord,
+    Report,
+)
 from swarm_jax.core.stage_state import StageState
-from swarm_jax.errors import AllReduceVoid, PeerError
-from swarm_jax.net.protocols import AllReduce, Message, PeerCalls
+from swarm_jax.errors import AllReduceVoid
+from swarm_jax.net.protocols import AllReduce, Message
+from swarm_jax.roles.changes import Changes
 from swarm_jax.roles.compute import Compute
+from swarm_jax.roles.joining import Joining
 from swarm_jax.roles.messages import (
     Collect,
     Commit,
     DropSum,
-    FetchState,
-    MalformedHeader,
+    HandOver,
     Prepare,
+    RestartRun,
     ResyncState,
     Status,
-    commit_from_header,
-    read,
     refusal,
     report_to_header,
-    to_header,
 )
-from swarm_jax.roles.peers import SwarmView
 from swarm_jax.roles.relaying import Relaying
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 
 class StageControl:
-    """Answers the leader's control requests (design, section 5).
-
-    ``broken`` gets the exception when the device failed in the middle of a change.
+    """Answers the leader's control requests, and stage peers that leave.
 
     Args:
+        prefix: Of the names of all-reduce groups: the run's.
         on_commit: Called after each step with the number of microbatches that this peer
             had counted in it.
+        on_count: Called with the step and how many of its microbatches are counted.
         on_state: Called when this peer's state has changed, to tell the swarm.
     """
 
@@ -52,29 +53,31 @@ class StageControl:
         self,
         config: ExperimentConfig,
         state: StageState,
-        calls: PeerCalls,
+        peer_id: str,
+        *,
         allreduce: AllReduce,
         compute: Compute,
-        view: SwarmView,
         relaying: Relaying,
-        *,
+        changes: Changes,
+        joining: Joining,
+        prefix: str,
         on_commit: Callable[[int], None],
+        on_count: Callable[[int, int], None],
         on_state: Callable[[], None],
     ):
-        self._tuning = config.tuning
-        self._swarm = config.swarm_fingerprint()
+        self._allreduce_timeout_s = config.tuning.allreduce_timeout_s
         self._is_last = state.stage == config.swarm.num_stages - 1
         self._state = state
-        self._calls = calls
+        self._peer_id = peer_id
         self._allreduce = allreduce
         self._compute = compute
-        self._view = view
         self._relaying = relaying
+        self._changes = changes
+        self._joining = joining
+        self._prefix = prefix
         self._on_commit = on_commit
+        self._on_count = on_count
         self._on_state = on_state
-        self._changing = asyncio.Lock()
-        self._fetching: asyncio.Task | None = None
-        self.broken: asyncio.Future = asyncio.get_running_loop().create_future()
 
     async def collect(self, request: Collect) -> Message:
         """Promises itself to the round; older work is cancelled and never counted."""
@@ -84,20 +87,22 @@ class StageControl:
         await self._relaying.settled()
         state = self._state
         report = Report(
-            peer=self._calls.peer_id,
+            peer=self._peer_id,
             stage=state.stage,
             state=state.state,
+            generation=state.generation,
             step=state.step,
             lineage=state.lineage,
             counted=state.ledger.counted,
             prepared_step=state.prepared[0] if state.prepared else None,
+            can_replay=state.can_replay,
             last_commit=state.last_commit,
             losses=state.ledger.losses if self._is_last else None,
         )
         return Message(report_to_header(report))
 
     async def drop(self, request: DropSum) -> Message:
-        return await self._change(self._drop(request))
+        return await self._changes.run(self._drop(request))
 
     async def _drop(self, request: DropSum) -> Message:
         if bad := self._refuse(request.round, request.step):
@@ -110,30 +115,39 @@ class StageControl:
         """All-reduces the gradient, divided by the step's loss tokens, into a buffer.
 
         Each of n peers contributes ``sum * n / T`` to a mean over n, so that any split
-        of the microbatches over peers, idle ones included, gives the same gradient.
+        of the microbatches over peers, idle ones and joiners included, gives the same
+        gradient.
         """
-        contribution = await self._change(self._contribution(request))
-        if isinstance(contribution, Message):
-            return contribution
+        if self._state.state == JOINING:
+            if not self._state.promise_to(request.round):
+                return self._old_round()
+            contribution = self._joining.nothing()
+        else:
+            contribution = await self._changes.run(self._contribution(request))
+            if isinstance(contribution, Message):
+                return contribution
         stage = self._state.stage
         group_id = "/".join(map(str, (stage, request.step, *request.round)))
         try:
             mean = await self._allreduce.average(
-                f"{self._view.prefix}/{group_id}",
+                f"{self._prefix}/{group_id}",
                 sorted(request.group),
                 contribution,
-                timeout_s=self._tuning.allreduce_timeout_s,
+                timeout_s=self._allreduce_timeout_s,
             )
         except AllReduceVoid as void:
             logger.warning("step %d: %s", request.step, void)
             return refusal(Status.VOID, lacked=list(void.missing))
-        return await self._change(self._load(request, mean))
+        if self._state.state == JOINING:
+            self._joining.keep_reduced(request.step, mean)
+            return Message({"status": Status.OK, "squared_norm": None})
+        return await self._changes.run(self._load(request, mean))
 
     async def _contribution(self, request: Prepare) -> Message | list[np.ndarray]:
         """This peer's part of the mean, if its sum is what the leader believes."""
         if bad := self._refuse(request.round, request.step):
             return bad
-        if request.group.get(self._calls.peer_id) != self._state.ledger_digest():
+        if request.group.get(self._peer_id) != self._state.ledger_digest():
             return refusal(Status.DIFFERENT_LEDGER)
         scale = len(request.group) / request.loss_tokens
         return await self._compute.gradient_sum(scale)
@@ -145,11 +159,16 @@ class StageControl:
         squared_norm = await self._compute.load_reduced(mean)
         if not np.isfinite(squared_norm):
             return refusal(Status.NONFINITE)
-        self._state.prepare(_bytes_of(array) for array in mean)
+        self._state.prepare(mean)
         return Message({"status": Status.OK, "squared_norm": squared_norm})
 
     async def commit(self, request: Commit) -> Message:
-        return await self._change(self._commit(request))
+        if self._state.state == JOINING:
+            if not self._state.promise_to(request.round):
+                return self._old_round()
+            self._joining.keep_commit(CommitRecord(request.step, request.gradient_norm))
+            return Message({"status": Status.OK})
+        return await self._changes.run(self._commit(request))
 
     async def _commit(self, request: Commit) -> Message:
         if self._state.step > request.step:
@@ -171,108 +190,55 @@ class StageControl:
         """Starts to fetch the stage's state; answers at once."""
         if not self._state.promise_to(request.round):
             return self._old_round()
-        if self._fetching is None:
-            self._enter(JOINING)
-            self._fetching = asyncio.ensure_future(self._fetch_until_current())
-            self._fetching.add_done_callback(self._fetched)
+        if self._state.state == ONLINE:
+            self._joining.start()
+        elif self._state.state == DRAINING:
+            self.enter(OFFLINE)  # what it would hand over is stale
         return Message({"status": Status.OK})
 
-    async def give_state(self, request: FetchState) -> Message:
-        async with self._changing:
-            state = self._state
-            if state.state == JOINING or request.stage != state.stage:
-                return refusal(Status.NOT_ONLINE)
-            arrays = await self._compute.state()
-            commit = state.last_commit
-            header = {
-                "status": Status.OK,
-                "step": state.step,
-                "lineage": state.lineage,
-                "last_commit": commit and [commit.step, commit.gradient_norm],
-            }
-        return Message(header, arrays)
+    async def restart(self, request: RestartRun) -> Message:
+        self._joining.cancel()
+        return await self._changes.run(self._restart(request))
 
-    def close(self) -> None:
-        if self._fetching is not None:
-            self._fetching.cancel()
+    async def _restart(self, request: RestartRun) -> Message:
+        if not self._state.promise_to(request.round):
+            return self._old_round()
+        if request.generation > self._state.generation:
+            await self._compute.reset()
+            self._state.restart(request.generation)
+            if self._state.state == JOINING:
+                self.enter(ONLINE)
+            self._on_state()
+        return Message({"status": Status.OK})
 
-    async def _fetch_until_current(self) -> None:
-        """Asks stage peers, those of the newest step first, until one has answered."""
-        while True:
-            records = self._view.stages.get(self._state.stage, {})
-            donors = [peer for peer in records if peer != self._calls.peer_id]
-            for peer in sorted(donors, key=lambda p: (-records[p].step, p)):
-                if await self._fetch_from(peer):
-                    return
-            await asyncio.sleep(self._tuning.directory_refresh_s)
+    async def take_over(
+        self, request: HandOver, gradients: Sequence[np.ndarray]
+    ) -> Message:
+        """Adds the sum of a stage peer that leaves, and its ledger, to this one's."""
+        return await self._changes.run(self._take_over(request, gradients))
 
-    async def _fetch_from(self, peer: str) -> bool:
-        request = FetchState(stage=self._state.stage)
-        try:
-            reply = await self._calls.call(
-                peer,
-                Message(to_header(request, self._swarm)),
-                timeout_s=self._tuning.relay_timeout_s,
-            )
-            if reply.header.get("status") != Status.OK:
-                return False
-            step = read(reply.header, "step", "int")
-            lineage = read(reply.header, "lineage", "str")
-            last_commit = commit_from_header(reply.header)
-            if step < self._state.step:
-                return False
-            await self._change(self._adopt(reply, step, lineage, last_commit))
-        except (PeerError, MalformedHeader, ValueError) as error:
-            logger.warning("could not take the state of %s: %s", peer[-6:], error)
-            return False
-        logger.info("took the state of step %d from %s", step, peer[-6:])
-        return True
+    async def _take_over(
+        self, request: HandOver, gradients: Sequence[np.ndarray]
+    ) -> Message:
+        state = self._state
+        if state.state != ONLINE:
+            return refusal(Status.NOT_ONLINE)
+        position = request.generation, request.step, request.lineage
+        if position != state.position[:3]:
+            return refusal(Status.WRONG_STEP, step=state.step)
+        if not request.losses:
+            return Message({"status": Status.OK})
+        if request.round != state.promise:
+            return self._old_round()
+        if request.losses.keys() & state.ledger.counted:
+            return refusal(Status.DIFFERENT_LEDGER)
+        if not await self._compute.add_to_sum(gradients):
+            return refusal(Status.NONFINITE)
+        state.ledger.merge(request.losses)
+        self._on_count(state.step, len(state.ledger))
+        return Message({"status": Status.OK})
 
-    async def _adopt(
-        self,
-        reply: Message,
-        step: int,
-        lineage: str,
-        last_commit: CommitRecord | None,
-    ) -> None:
-        await self._compute.load_state(reply.arrays)
-        self._state.adopt(step, lineage, last_commit)
-        self._on_state()
-
-    async def _change(self, change: Coroutine[Any, Any, T]) -> T:
-        """Reads or changes device and ledger together: one at a time, each to its end.
-
-        The caller may lose patience in the middle (a first update compiles for long);
-        if that cancelled the change, the device would have gone on without the ledger.
-        And no gradient may enter the sum between the two.
-        """
-
-        async def alone() -> T:
-            async with self._changing:
-                self._state.changing = True
-                try:
-                    await self._relaying.settled()
-                    return await change
-                finally:
-                    self._state.changing = False
-
-        changing = asyncio.ensure_future(alone())
-        changing.add_done_callback(self._note_failure)
-        return await asyncio.shield(changing)
-
-    def _note_failure(self, change: asyncio.Task) -> None:
-        """A device that failed half way can no longer be trusted: the server ends."""
-        error = None if change.cancelled() else change.exception()
-        if error and not isinstance(error, ValueError) and not self.broken.done():
-            self.broken.set_exception(error)
-
-    def _fetched(self, task: asyncio.Task) -> None:
-        self._fetching = None
-        self._note_failure(task)
-        if not task.cancelled() and task.exception() is None:
-            self._enter(ONLINE)
-
-    def _enter(self, state: str) -> None:
+    def enter(self, state: str) -> None:
         self._state.state = state
         self._on_state()
 
@@ -287,7 +253,3 @@ class StageControl:
 
     def _old_round(self) -> Message:
         return refusal(Status.OLD_ROUND, promise=list(self._state.promise))
-
-
-def _bytes_of(array: np.ndarray) -> memoryview:
-    return np.asarray(array, order="C").reshape(-1).view(np.uint8).data

@@ -18,15 +18,21 @@ from swarm_jax.net.protocols import (
     Message,
     PeerCalls,
 )
+from swarm_jax.roles.changes import Changes
 from swarm_jax.roles.compute import Compute
+from swarm_jax.roles.joining import Joining
+from swarm_jax.roles.leaving import Leaving
 from swarm_jax.roles.messages import (
     Collect,
     Commit,
     DropSum,
-    FetchState,
+    FetchChunk,
+    FetchManifest,
+    HandOver,
     MalformedHeader,
     Prepare,
     Relay,
+    RestartRun,
     ResyncState,
     Status,
     from_header,
@@ -35,6 +41,7 @@ from swarm_jax.roles.messages import (
 from swarm_jax.roles.peers import PeerRecord, SwarmView
 from swarm_jax.roles.relay import NextStage
 from swarm_jax.roles.relaying import Relaying
+from swarm_jax.roles.snapshots import Snapshots
 from swarm_jax.roles.stage_control import StageControl
 
 logger = logging.getLogger(__name__)
@@ -90,16 +97,45 @@ class StageServer:
             self._next_stage(config, stage),
             on_count,
         )
+        self._changes = Changes(self.state, self._relaying.settled)
+        self._snapshots = Snapshots(self.state, compute, self._changes)
+        self._joining = Joining(
+            self.state,
+            calls,
+            compute,
+            self.view,
+            self._changes,
+            swarm=self._swarm,
+            timeout_s=config.tuning.relay_timeout_s,
+            refresh_s=config.tuning.directory_refresh_s,
+            max_kept_bytes=config.tuning.join_buffer_bytes,
+            on_state=self._state_changed,
+        )
         self._control = StageControl(
             config,
             self.state,
+            calls.peer_id,
+            allreduce=allreduce,
+            compute=compute,
+            relaying=self._relaying,
+            changes=self._changes,
+            joining=self._joining,
+            prefix=self.view.prefix,
+            on_commit=self._committed,
+            on_count=on_count,
+            on_state=self._state_changed,
+        )
+        self._leaving = Leaving(
+            self.state,
             calls,
-            allreduce,
             compute,
             self.view,
             self._relaying,
-            on_commit=self._committed,
-            on_state=self._state_changed,
+            self._changes,
+            swarm=self._swarm,
+            steps=config.steps,
+            call_timeout_s=config.tuning.relay_timeout_s,
+            enter=self._control.enter,
         )
 
     def _next_stage(self, config: ExperimentConfig, stage: int) -> NextStage | None:
@@ -109,16 +145,23 @@ class StageServer:
         return NextStage(config, stage + 1, self._calls, self.view, specs)
 
     async def run(self) -> None:
-        """Serves until cancelled."""
+        """Serves until cancelled, or the device fails."""
         await self.view.join()
         await self._calls.serve(self)
+        if self.view.newest_step(self.state.stage) > 0:
+            self._joining.start()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.view.keep_fresh())
                 tasks.create_task(self._announce())
-                await self._control.broken
+                await self._changes.broken
         finally:
-            self._control.close()
+            self._joining.cancel()
+            self._snapshots.close()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Leaves without a loss; False if nobody took over in time."""
+        return await self._leaving.drain(timeout_s)
 
     async def leave(self) -> None:
         """Tells the directory that this peer is gone."""
@@ -135,11 +178,23 @@ class StageServer:
             request = from_header(header)
         except MalformedHeader as error:
             raise BadMessage(sender, str(error)) from error
-        if not isinstance(request, Relay):
-            if specs:
+        match request:
+            case Relay():
+                return self._admit_relay(sender, request, specs)
+            case HandOver():
+                self._check_hand_over(sender, request, specs)
+            case _ if specs:
                 raise BadMessage(sender, f"{request.op} carries no arrays")
-            return None
-        return self._admit_relay(sender, request, specs)
+        return None
+
+    def _check_hand_over(
+        self, sender: str, request: HandOver, specs: Sequence[ArraySpec]
+    ) -> None:
+        expected = self._compute.sum_specs if request.losses else ()
+        if tuple(specs) != tuple(expected):
+            raise BadMessage(sender, "hands over a gradient sum of another shape")
+        if any(i >= self._config.microbatches_per_step for i in request.losses):
+            raise BadMessage(sender, "hands over a microbatch that does not exist")
 
     def _admit_relay(
         self, sender: str, relay: Relay, specs: Sequence[ArraySpec]
@@ -151,7 +206,8 @@ class StageServer:
             return refusal(Status.NOT_ONLINE)
         if relay.round < state.promise:
             return refusal(Status.OLD_ROUND, promise=list(state.promise))
-        if relay.id.step != state.step:
+        is_current = relay.generation == state.generation
+        if not is_current or not state.can_serve(relay.id, relay.counted_by):
             return refusal(Status.WRONG_STEP, step=state.step)
         if list(specs) != self._relay_specs:
             raise BadMessage(
@@ -180,8 +236,14 @@ class StageServer:
                 return await self._control.commit(request)
             case ResyncState():
                 return await self._control.resync(request)
-            case FetchState():
-                return await self._control.give_state(request)
+            case RestartRun():
+                return await self._control.restart(request)
+            case HandOver():
+                return await self._control.take_over(request, message.arrays)
+            case FetchManifest():
+                return await self._snapshots.manifest(request)
+            case FetchChunk():
+                return await self._snapshots.chunk(request)
 
     async def _relay(self, sender: str, relay: Relay, message: Message) -> Message:
         """Checks again what may have changed while the body arrived, and runs."""

@@ -1,6 +1,5 @@
 """Feeds and closes the steps of a swarm; stands by while another trainer leads."""
 
-import asyncio
 import logging
 from collections.abc import Callable
 
@@ -14,6 +13,7 @@ from swarm_jax.roles.leadership import Deposed, Leadership
 from swarm_jax.roles.lease import Lease
 from swarm_jax.roles.peers import SwarmView
 from swarm_jax.roles.relay import NextStage
+from swarm_jax.roles.supervised import supervised
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ class Trainer:
         swarm: Gets a record per second.
         learning_rate: Of a step, counted from 0; for the records.
         server_command: The command that starts a peer of a stage, for people.
+        restart_if_lost: Asked whether the run may start again from step 0 when a
+            stage's state is gone.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class Trainer:
         swarm: MetricsWriter,
         learning_rate: Callable[[int], float],
         server_command: Callable[[int], str],
+        restart_if_lost: Callable[[], bool] = lambda: False,
     ):
         self._config = config
         self._calls = calls
         self._data = data
         self._server_command = server_command
+        self._restart_if_lost = restart_if_lost
         self._view = SwarmView(config, directory)
         self._journal = Journal(
             config, self._view, steps=steps, swarm=swarm, learning_rate=learning_rate
@@ -70,22 +74,19 @@ class Trainer:
             ConfigError: Another trainer of this swarm has other data.
         """
         await self._view.join()
-        background = [
-            asyncio.ensure_future(self._view.keep_fresh()),
-            asyncio.ensure_future(self._journal.watch()),
-        ]
-        try:
-            while True:
-                number = await self._lease.acquire()
-                try:
-                    await self._lead(number)
-                    return self.totals
-                except Deposed as error:
-                    logger.warning("another trainer leads: %s", error)
-                    self._lease.saw(error.promise.number)
-        finally:
-            for task in background:
-                task.cancel()
+        return await supervised(
+            self._lead_in_turns(), self._view.keep_fresh(), self._journal.watch()
+        )
+
+    async def _lead_in_turns(self) -> Totals:
+        while True:
+            number = await self._lease.acquire()
+            try:
+                await self._lead(number)
+                return self.totals
+            except Deposed as error:
+                logger.warning("another trainer leads: %s", error)
+                self._lease.saw(error.promise.number)
 
     async def _lead(self, number: int) -> None:
         first_stage = NextStage(self._config, 0, self._calls, self._view, [])
@@ -99,10 +100,9 @@ class Trainer:
             feeder=Feeder(self._config, self._data, first_stage),
             journal=self._journal,
             server_command=self._server_command,
+            restart_if_lost=self._restart_if_lost,
         )
-        renewal = asyncio.ensure_future(self._lease.keep(number))
         try:
-            await leader.lead()
+            await supervised(leader.lead(), self._lease.keep(number))
         finally:
-            renewal.cancel()
             await self._lease.release(number)

@@ -105,7 +105,7 @@ class StageCompute:
         self._structure = jax.tree.structure(params)
         self.sum_specs = _specs(jax.tree.leaves(self._gradient_sum))
         self._state_structure = jax.tree.structure((params, self._opt_state))
-        self._state_specs = _specs(jax.tree.leaves((params, self._opt_state)))
+        self.state_specs = _specs(jax.tree.leaves((params, self._opt_state)))
         self._upload = upload
         self._queue = DeviceQueue(runner, depth)
         self._close = close
@@ -247,10 +247,10 @@ class StageCompute:
         )
 
     async def load_state(self, state: Arrays) -> None:
-        if _specs(state) != self._state_specs:
+        if _specs(state) != self.state_specs:
             raise ValueError(
                 "state does not fit this stage: "
-                f"{_difference(_specs(state), self._state_specs)}. Fetch it from a "
+                f"{_difference(_specs(state), self.state_specs)}. Fetch it from a "
                 "peer of the same stage and the same experiment"
             )
 

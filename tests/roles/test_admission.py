@@ -15,6 +15,7 @@ SPECS = [("int32", (2, 4)), ("float32", (2, 4, 8))]
 def relay(config, swarm=None, **fields):
     defaults = {
         "round": ROUND,
+        "generation": 0,
         "stage": 1,
         "id": MicrobatchID(0, 0),
         "counted_by": frozenset({1}),
@@ -43,6 +44,7 @@ def test_a_good_request_is_let_in(config, server):
     [
         ({"stage": 2}, Status.WRONG_STAGE),
         ({"id": MicrobatchID(7, 0)}, Status.WRONG_STEP),
+        ({"generation": 1}, Status.WRONG_STEP),
         ({"swarm": "another"}, Status.WRONG_SWARM),
     ],
 )

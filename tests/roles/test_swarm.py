@@ -310,10 +310,10 @@ def test_a_server_whose_device_fails_in_an_update_ends(config, make_swarm):
     async def fail(swarm):
         state = swarm.servers["stage1-0"].state
         await until(lambda: state.step == 2)
-        control = swarm.servers["stage1-0"]._control
-        control._compute = Failing(control._compute)
+        server = swarm.servers["stage1-0"]
+        server._control._compute = Failing(server._control._compute)
         with pytest.raises(RuntimeError, match="device lost"):
-            await asyncio.shield(control.broken)
+            await asyncio.shield(server._changes.broken)
 
     swarm = make_swarm(config, [1, 2, 1])
     totals, states = train(swarm, fail)

@@ -1,0 +1,60 @@
+"""Changes of device and ledger together: one at a time, each to its end."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from swarm_jax.core.stage_state import StageState
+
+T = TypeVar("T")
+
+
+class Changes:
+    """Runs what reads or changes device and ledger together.
+
+    ``broken`` gets the exception when the device failed in the middle of a change: it
+    can no longer be trusted, and the server ends.
+
+    Args:
+        settled: Waits until no gradient is on its way into the sum.
+    """
+
+    def __init__(self, state: StageState, settled: Callable[[], Awaitable[None]]):
+        self._state = state
+        self._settled = settled
+        self._turn = asyncio.Lock()
+        self.broken: asyncio.Future = asyncio.get_running_loop().create_future()
+
+    async def run(self, change: Coroutine[Any, Any, T]) -> T:
+        """Runs a change, alone.
+
+        The caller may lose patience in the middle (a first update compiles for long);
+        if that cancelled the change, the device would have gone on without the ledger.
+        And no gradient may enter the sum between the two.
+        """
+
+        async def closed_to_counts() -> T:
+            self._state.changing = True
+            try:
+                await self._settled()
+                return await change
+            finally:
+                self._state.changing = False
+
+        return await self.read(closed_to_counts())
+
+    async def read(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs what only needs that no change happens meanwhile; counting goes on."""
+
+        async def alone() -> T:
+            async with self._turn:
+                return await work
+
+        working = asyncio.ensure_future(alone())
+        working.add_done_callback(self.note_failure)
+        return await asyncio.shield(working)
+
+    def note_failure(self, change: asyncio.Future) -> None:
+        error = None if change.cancelled() else change.exception()
+        if error and not isinstance(error, ValueError) and not self.broken.done():
+            self.broken.set_exception(error)
