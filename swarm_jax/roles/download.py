@@ -56,6 +56,10 @@ class Download:
         self._have: dict[str, bytes] = {}
         self._liars: set[str] = set()
 
+    def clear(self) -> None:
+        """Frees what has come; who sent wrong chunks is not forgotten."""
+        self._have.clear()
+
     async def fetch(self, peers: Sequence[str]) -> tuple[Manifest, memoryview]:
         """The newest state that any of ``peers`` has.
 

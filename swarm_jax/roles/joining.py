@@ -58,9 +58,8 @@ class Joining:
         self._refresh_s = refresh_s
         self._max_kept_bytes = max_kept_bytes
         self._on_state = on_state
-        num_bytes = state_bytes(compute.state_specs)
-        self._new_download = lambda: Download(
-            calls, swarm, state.stage, num_bytes, timeout_s
+        self._download = Download(
+            calls, swarm, state.stage, state_bytes(compute.state_specs), timeout_s
         )
         self._reduced: dict[int, list[np.ndarray]] = {}
         self._commits: dict[int, CommitRecord] = {}
@@ -104,7 +103,7 @@ class Joining:
         With nobody to fetch from, this peer goes back to what it has.
         """
         await self._changes.run(self._free())
-        download, alone = self._new_download(), 0
+        alone = 0
         while True:
             peers = self._view.stage_peers(self._state.stage)
             donors = [peer for peer in peers if peer != self._peer_id]
@@ -114,7 +113,7 @@ class Joining:
                 self._enter(ONLINE)
                 return
             try:
-                manifest, data = await download.fetch(donors)
+                manifest, data = await self._download.fetch(donors)
             except NoDonor as error:
                 logger.info("%s", error)
                 await asyncio.sleep(RETRY_S if donors else self._refresh_s)
@@ -171,6 +170,7 @@ class Joining:
         self._task = None
         self._reduced.clear()
         self._commits.clear()
+        self._download.clear()
         self._changes.note_failure(task)
 
     def _enter(self, state: str) -> None:

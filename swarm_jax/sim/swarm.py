@@ -95,7 +95,7 @@ class SimulatedSwarm:
         task.cancel()
         await asyncio.wait([task])
 
-    def make_trainer(self, peer: str) -> Trainer:
+    def make_trainer(self, peer: str, **options: Any) -> Trainer:
         return Trainer(
             self.config,
             calls=self.network.calls(peer),
@@ -105,4 +105,5 @@ class SimulatedSwarm:
             swarm=self.seconds,
             learning_rate=lambda step: 0.0,
             server_command=lambda stage: f"start a peer of stage {stage}",
+            **options,
         )
