@@ -1,6 +1,7 @@
 # make train   sets everything up and trains a swarm on real text
 # make test    sets everything up and passes the tests
 # make setup   only sets everything up, in .venv
+# make fuzz    feeds damaged bytes to all that parses the network (CASES=N per target)
 #
 # DEVICE=cuda13     jax for NVIDIA cards (also: cuda12, tpu); default: cpu
 # CONFIG=FILE       what to train;  WORKDIR=FOLDER  where to;  ARGS="..."  more options
@@ -14,6 +15,7 @@ DEVICE ?= cpu
 CONFIG ?= configs/tiny.py
 WORKDIR ?= runs/tiny
 ARGS ?=
+CASES ?= 300000
 TORCH_INDEX ?=
 
 RUN = .venv/bin/python
@@ -21,7 +23,7 @@ PIP = $(RUN) -m pip install --quiet --disable-pip-version-check
 # Tests run side by side, one thread each, and never on a card.
 PYTEST = PJRT_NPROC=1 OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu $(RUN) -m pytest -n auto -q
 
-.PHONY: setup train test
+.PHONY: setup train test fuzz
 
 setup: .venv/.installed-$(DEVICE)
 
@@ -46,3 +48,7 @@ train: setup
 test: setup
 	$(PYTEST) -m "not soak" --ignore=tests/float64
 	$(PYTEST) tests/float64
+
+fuzz: setup
+	$(PIP) -r requirements-fuzz.txt
+	JAX_PLATFORMS=cpu $(RUN) -m scripts.fuzz --cases $(CASES) $(ARGS)

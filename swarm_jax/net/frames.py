@@ -14,6 +14,7 @@ import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from reprlib import repr  # Of what a peer sent, a few words.
 from typing import Any
 
 import ml_dtypes
@@ -27,6 +28,8 @@ MAX_CHUNK_BYTES = 256 * 1024
 MAX_HEAD_BYTES = 1024 * 1024
 MAX_ERROR_BYTES = 4096
 MAX_DIMENSIONS = 32
+MAX_DEPTH = 32
+"""Of a header. Deeper ones unpack, but ``repr`` and the like run out of stack."""
 FRAME_HEAD = struct.Struct("<BQI")
 
 
@@ -137,17 +140,18 @@ def parse_head(peer: str, payload: bytes | bytearray) -> Head:
         header, specs, body_bytes, heartbeat_s = msgpack.unpackb(
             payload, strict_map_key=False
         )
+        _check_depth([header, specs], MAX_DEPTH)
         specs = tuple(_checked_spec(*spec) for spec in specs)
     except (ValueError, TypeError) as error:
         raise BadMessage(peer, f"malformed head: {error}") from error
     if not isinstance(header, dict) or not all(isinstance(key, str) for key in header):
         raise BadMessage(peer, "malformed head: the header is no dict of str keys")
     if type(heartbeat_s) is not float or not 0 <= heartbeat_s < math.inf:
-        raise BadMessage(peer, f"malformed head: heartbeat_s={heartbeat_s!r}")
+        raise BadMessage(peer, f"malformed head: heartbeat_s={repr(heartbeat_s)}")
     described = sum(_nbytes(spec) for spec in specs)
     if type(body_bytes) is not int or body_bytes != described:
         raise BadMessage(
-            peer, f"{body_bytes!r} body bytes announced, the specs make {described}"
+            peer, f"{repr(body_bytes)} body bytes announced, the specs make {described}"
         )
     return Head(header, specs, body_bytes, heartbeat_s)
 
@@ -198,15 +202,25 @@ def _bytes_of(array: np.ndarray) -> memoryview:
 
 def _checked_spec(name: Any, shape: Any) -> ArraySpec:
     if not isinstance(name, str) or name not in DTYPES:
-        raise ValueError(f"unknown dtype {name!r}")
+        raise ValueError(f"unknown dtype {repr(name)}")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
-        raise ValueError(f"no shape: {shape!r}")
+        raise ValueError(f"no shape: {repr(shape)}")
     if not all(type(size) is int and 0 <= size < 2**48 for size in shape):
-        raise ValueError(f"no shape: {shape!r}")
+        raise ValueError(f"no shape: {repr(shape)}")
     # numpy refuses (0, huge, huge), although it has no bytes.
     if math.prod(size for size in shape if size) * DTYPES[name].itemsize >= 2**48:
-        raise ValueError(f"shape {shape} is too large")
+        raise ValueError(f"shape {repr(shape)} is too large")
     return name, tuple(shape)
+
+
+def _check_depth(value: Any, left: int) -> None:
+    inner = value.values() if isinstance(value, dict) else value
+    if isinstance(value, list | dict):
+        if not left:
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
+        for item in inner:
+            if isinstance(item, list | dict):
+                _check_depth(item, left - 1)
 
 
 def _nbytes(spec: ArraySpec) -> int:

@@ -29,7 +29,8 @@ MAX_VALUE_BYTES = 64 * 1024
 MAX_LIFE_S = 3600.0
 MAX_ADDRESSES = 16
 
-_DICTIONARY = 0x50
+DICTIONARY = 0x50
+"""hivemind's extension type for the records of all subkeys of a key."""
 _NO_SUBKEY = MSGPackSerializer.dumps(None)
 
 
@@ -125,7 +126,7 @@ def _unpacks(packed: bytes) -> bool:
 
 def _dictionary(code: int, packed: bytes) -> DictionaryDHTValue:
     """Unpacks the one extension type that nodes exchange: many subkeys at once."""
-    if code != _DICTIONARY:
+    if code != DICTIONARY:
         raise ValueError(f"extension type {code}")
     size, latest_s, items = msgpack.unpackb(packed)
     if not _is_number(size) or not _is_number(latest_s) or not isinstance(items, list):

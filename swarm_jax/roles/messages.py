@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -217,7 +218,7 @@ def from_header(header: Mapping[str, Any]) -> Request:
     """
     kind = _KINDS.get(header.get("op")) if isinstance(header.get("op"), str) else None
     if kind is None:
-        raise MalformedHeader(f"unknown operation {header.get('op')!r:.40}")
+        raise MalformedHeader(f"unknown operation {reprlib.repr(header.get('op')):.40}")
     return kind(
         **{
             entry.name: read(header, entry.name, entry.type)
@@ -230,8 +231,8 @@ def read(header: Mapping[str, Any], name: str, type_: str) -> Any:
     """Reads one field as the type that its annotation names."""
     try:
         return _READERS[type_](header[name])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        shown = f"{header.get(name)!r:.60}"
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        shown = f"{reprlib.repr(header.get(name)):.60}"
         raise MalformedHeader(f"field {name!r} is {shown}, not {type_}") from error
 
 

@@ -1,6 +1,7 @@
 """Who is in the swarm: what peers publish of themselves, and a cached view of it."""
 
 import asyncio
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from swarm_jax.config import ExperimentConfig, leaves
 from swarm_jax.core.reports import OFFLINE, ONLINE
 from swarm_jax.errors import ConfigError
 from swarm_jax.net.protocols import Directory
+
+MAX_TEXT = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +143,14 @@ def _settings(config: ExperimentConfig) -> dict[str, str]:
 
 def _difference(config: ExperimentConfig, theirs: Mapping[str, Any]) -> str:
     ours = _settings(config)
+    theirs = {
+        name: value
+        for name, value in theirs.items()
+        if isinstance(name, str) and isinstance(value, str)
+    }
     differing = [
-        f"{name} (here {ours.get(name)}, there {theirs.get(name)})"
+        f"{name:.{MAX_TEXT}} (here {ours.get(name)}, there "
+        f"{theirs.get(name, 'absent'):.{MAX_TEXT}})"
         for name in sorted(ours.keys() | theirs.keys())
         if ours.get(name) != theirs.get(name)
     ]
@@ -158,9 +167,16 @@ def _read(value: Any, stage: int) -> PeerRecord | None:
         record = PeerRecord(**value)
         right = (
             record.stage == stage
-            and all(isinstance(t, str) for t in (record.name, record.state))
-            and all(isinstance(n, int) for n in (record.step, record.queue))
+            and all(
+                isinstance(text, str) and len(text) <= MAX_TEXT
+                for text in (record.name, record.state)
+            )
+            and all(
+                type(number) is int and number >= 0
+                for number in (record.step, record.queue)
+            )
             and isinstance(record.tokens_per_s, float)
+            and 0 <= record.tokens_per_s < math.inf
         )
     except TypeError:
         return None
