@@ -15,28 +15,16 @@ from typing import Any
 
 import msgpack
 import numpy as np
-from hivemind.dht.routing import DHTID
-from hivemind.dht.storage import DictionaryDHTValue
-from hivemind.dht.validation import DHTRecord
-from hivemind.utils import MSGPackSerializer, get_dht_time
-from hivemind.utils.timed_storage import ValueWithExpiration
 
 from scripts import fuzz_streams, fuzz_values
 from scripts.fuzz_values import packed
 from swarm_jax.core.closing import ONLINE
 from swarm_jax.errors import AllReduceVoid, BadMessage
+from swarm_jax.net import hivemind_records as records
 from swarm_jax.net.decoder import FrameDecoder
 from swarm_jax.net.frames import IncomingBody, Kind, encode, parse_head
 from swarm_jax.net.hivemind_allreduce import HivemindAllReduce, _mean_in, _Round
 from swarm_jax.net.hivemind_butterfly import ExactReducer, ExactRunner
-from swarm_jax.net.hivemind_records import (
-    DICTIONARY,
-    MAX_ADDRESSES,
-    CheckedSerializer,
-    RecordGuard,
-    addresses_in,
-    entries_of,
-)
 from swarm_jax.net.protocols import Message
 from swarm_jax.roles.lease import _is_claim
 from swarm_jax.roles.messages import (
@@ -149,39 +137,41 @@ def record(data: bytes) -> None:
         found = _read(value, stage)
         assert found is None or isinstance(found, PeerRecord) and found.stage == stage
     assert _is_claim(value) in (True, False)
-    assert len(addresses_in(value)) <= MAX_ADDRESSES
+    assert len(records.addresses_in(value)) <= records.MAX_ADDRESSES
     if isinstance(value, dict):
         _difference(CONFIG, value)
 
 
-_KEY = DHTID.generate("key").to_bytes()
+_KEY = records.DHTID.generate("key").to_bytes()
 
 
 def dht(data: bytes) -> None:
     """A record as another DHT node sends it, whole dictionaries among them."""
     data = packed(data, _TEMPLATES["dht"])
     if data[:1] == b"\x93":  # The list of a dictionary: put it into its extension.
-        data = msgpack.packb(msgpack.ExtType(DICTIONARY, data))
+        data = msgpack.packb(msgpack.ExtType(records.DICTIONARY, data))
     try:
-        value = CheckedSerializer.loads(data)
+        value = records.CheckedSerializer.loads(data)
     except ValueError:
         value = None
-    if isinstance(value, DictionaryDHTValue):
+    if isinstance(value, records.DictionaryDHTValue):
         with value.freeze():
             max(value.maxsize, value.latest_expiration_time)
             for subkey, entry in value.items():
-                record = DHTRecord(
+                sent = records.DHTRecord(
                     _KEY,
-                    MSGPackSerializer.dumps(subkey),
+                    records.MSGPackSerializer.dumps(subkey),
                     entry.value,
                     entry.expiration_time,
                 )
-                if RecordGuard().validate(record):
-                    CheckedSerializer.loads(entry.value)
-    now_s = get_dht_time()
+                if records.RecordGuard().validate(sent):
+                    records.CheckedSerializer.loads(entry.value)
+    now_s = records.get_dht_time()
     for expires_s in (now_s + 60, float("inf"), float("nan")):
-        RecordGuard().validate(DHTRecord(_KEY, data[:64], data, expires_s))
-    entries_of(ValueWithExpiration(value, now_s))
+        records.RecordGuard().validate(
+            records.DHTRecord(_KEY, data[:64], data, expires_s)
+        )
+    records.entries_of(records.ValueWithExpiration(value, now_s))
 
 
 _PEERS = ("me", "peer")
