@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,6 +22,8 @@ from swarm_jax.net.hivemind_node import HivemindNode, start_node
 from swarm_jax.roles.messages import Status, refusal
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 THREAD_SWITCH_S = 5e-4
 """Python's default lets jax's tracing hold up the network for tens of milliseconds."""
@@ -75,31 +77,55 @@ async def joined(
         yield Network(node, calls, HivemindDirectory(node), allreduce)
 
 
-async def until_stopped(work: Awaitable[T], node: HivemindNode) -> T | None:
-    """Runs ``work`` to its end; None when SIGINT or SIGTERM ended it.
+async def until_stopped(
+    work: Awaitable[T],
+    node: HivemindNode,
+    *,
+    notice: Awaitable[str] | None = None,
+    leave: Callable[[], Awaitable[object]] | None = None,
+) -> T | None:
+    """Runs ``work`` to its end; None when SIGINT, SIGTERM or a notice ended it.
+
+    Args:
+        notice: Ends when this machine is about to be taken away.
+        leave: Called then, while ``work`` goes on, and waited for. A second signal, or
+            SIGHUP, ends it at once.
 
     Raises:
         StartupError: The network daemon died under it.
     """
-    stopped = asyncio.Event()
+    stop, now = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    working = asyncio.ensure_future(work)
-    stopping = asyncio.ensure_future(stopped.wait())
-    dying = asyncio.ensure_future(node.died())
+        loop.add_signal_handler(number, lambda: (now if stop.is_set() else stop).set())
+    loop.add_signal_handler(signal.SIGHUP, now.set)
+    working, dying = asyncio.ensure_future(work), asyncio.ensure_future(node.died())
+    ended = [working, dying, asyncio.ensure_future(now.wait())]
+    asked = [asyncio.ensure_future(stop.wait())]
+    if notice is not None:
+        asked.append(asyncio.ensure_future(_log_notice(notice)))
     try:
-        await asyncio.wait(
-            [working, stopping, dying], return_when=asyncio.FIRST_COMPLETED
-        )
+        await _first_of(*ended, *asked)
+        if leave is not None and not any(task.done() for task in ended):
+            asked.append(asyncio.ensure_future(leave()))
+            await _first_of(*ended, asked[-1])
         if working.done():
             return _result(working)
         if dying.done():
             raise StartupError(dying.result())
         return None
     finally:
-        for task in (working, stopping, dying):
+        for task in (*ended, *asked):
             task.cancel()
-        await asyncio.wait([working, stopping, dying])
+        await asyncio.wait([*ended, *asked])
+
+
+async def _first_of(*tasks: asyncio.Future) -> None:
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _log_notice(notice: Awaitable[str]) -> None:
+    logger.warning("notice of preemption: %s", await notice)
 
 
 def _result(task: asyncio.Future[T]) -> T:
@@ -110,6 +136,25 @@ def _result(task: asyncio.Future[T]) -> T:
     if error is not None:
         raise error
     return task.result()
+
+
+def restart_permission(flag: bool) -> Callable[[], bool]:
+    """Whether a run that lost a stage may start again: by flag, or typed at a terminal.
+
+    What is typed holds from then on, as the flag does from the start.
+    """
+    allowed = [flag]
+
+    def typed() -> None:
+        line = sys.stdin.readline()
+        if line.strip() == "restart":
+            allowed[0] = True
+        if not line:
+            asyncio.get_running_loop().remove_reader(sys.stdin)
+
+    if sys.stdin is not None and sys.stdin.isatty():
+        asyncio.get_running_loop().add_reader(sys.stdin, typed)
+    return lambda: allowed[0]
 
 
 def log_to_stderr() -> None:

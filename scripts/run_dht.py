@@ -45,7 +45,7 @@ async def serve(args, greet) -> None:
     from swarm_jax.net.hivemind_node import start_node
 
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     node = await start_node(
         initial_peers=args.initial_peers,

@@ -4,7 +4,9 @@
         --initial_peers /ip4/10.0.0.5/tcp/4001/p2p/12D3... --workdir runs/tiny
 
 ``scripts.run_dht`` prints the command with its own address. Start as many as you like
-for each stage, on any machines. Ctrl-C stops it.
+for each stage, on any machines. Ctrl-C (or SIGTERM, or a notice of preemption) makes it
+leave without a loss: it finishes what it has in flight, hands its part of the step to a
+stage peer and goes. A second Ctrl-C, or SIGHUP, ends it at once.
 """
 
 import asyncio
@@ -18,7 +20,7 @@ from swarm_jax.launcher import flags
 from swarm_jax.metrics import MetricsWriter, make_workdir
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = flags.Parser(prog="scripts.run_server", description=__doc__)
     flags.add_experiment(parser)
     parser.add_argument("--stage", type=int, required=True, help="counted from 0")
@@ -29,11 +31,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="write the stage's parameters by layer (.npz) after the last step",
     )
     parser.add_argument(
-        "--kill_at",
-        type=_step_and_count,
-        metavar="STEP:COUNT",
-        help="to test recovery: SIGKILL this process when it has counted COUNT "
-        "microbatches of STEP (from 0)",
+        "--signal_at",
+        type=_signal_step_count,
+        metavar="SIGNAL:STEP:COUNT",
+        help="to test recovery: send this process KILL, STOP or TERM when it has "
+        "counted COUNT microbatches of STEP (from 0)",
+    )
+    parser.add_argument(
+        "--preemption_file",
+        type=Path,
+        metavar="FILE",
+        help="leave as soon as this file exists",
+    )
+    parser.add_argument(
+        "--preemption_url",
+        metavar="URL",
+        help="leave as soon as this page, asked every second, is found and says "
+        "anything but FALSE: a cloud's notice of preemption",
     )
     flags.add_network(parser)
     flags.add_process(parser)
@@ -47,12 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     make_workdir(args.workdir)
     flags.use_device(args.device)
-    asyncio.run(serve(args, config))
+    return asyncio.run(serve(args, config))
 
 
-async def serve(args, config) -> None:
-    """Runs a stage server until SIGINT or SIGTERM."""
+async def serve(args, config) -> int:
+    """Serves until told to leave; 0 when that lost nothing, else 1."""
     from scripts import process, wiring
+    from swarm_jax.launcher.preemption import preempted
     from swarm_jax.roles.stage_server import StageServer
 
     process.log_to_stderr()
@@ -64,8 +79,8 @@ async def serve(args, config) -> None:
             wiring.save_stage(args.save_parameters, config, args.stage, compute.params)
 
     def counted(step: int, count: int) -> None:
-        if (step, count) == args.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if args.signal_at is not None and (step, count) == args.signal_at[1:]:
+            os.kill(os.getpid(), args.signal_at[0])
 
     try:
         async with process.joined(args, config) as network:
@@ -89,15 +104,27 @@ async def serve(args, config) -> None:
             print(
                 f"A trainer: {process.trainer_command(args, network.node)}", flush=True
             )
-            await process.until_stopped(server.run(), network.node)
+            left = False
+
+            async def leave() -> None:
+                nonlocal left
+                left = await server.drain(config.tuning.drain_timeout_s)
+
+            await process.until_stopped(
+                server.run(),
+                network.node,
+                notice=preempted(args.preemption_file, args.preemption_url),
+                leave=leave,
+            )
             await server.leave()
+            return 0 if left else 1
     finally:
         compute.close()
 
 
-def _step_and_count(text: str) -> tuple[int, int]:
-    step, count = text.split(":")
-    return int(step), int(count)
+def _signal_step_count(text: str) -> tuple[signal.Signals, int, int]:
+    name, step, count = text.split(":")
+    return signal.Signals[f"SIG{name}"], int(step), int(count)
 
 
 if __name__ == "__main__":

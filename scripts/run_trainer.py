@@ -3,8 +3,8 @@
     python -m scripts.run_trainer --config configs/tiny.py \\
         --initial_peers /ip4/10.0.0.5/tcp/4001/p2p/12D3... --workdir runs/tiny
 
-It moves tokens only, so one feeds many peers. Start several: one leads, the others
-stand by.
+It moves tokens only, so one feeds many peers. Start several, each with a --name: one
+leads, the others stand by and take over when it dies.
 """
 
 import asyncio
@@ -26,6 +26,12 @@ from swarm_jax.metrics import (
 def main(argv: Sequence[str] | None = None) -> int:
     parser = flags.Parser(prog="scripts.run_trainer", description=__doc__)
     flags.add_experiment(parser)
+    parser.add_argument(
+        "--restart_if_lost",
+        action="store_true",
+        help="when a stage's state is gone with all its peers, start again from step 0 "
+        "(default: wait for one of them to come back; type restart to go on)",
+    )
     flags.add_network(parser)
     flags.add_process(parser)
     flags.add_worker(parser, name="trainer")
@@ -52,7 +58,8 @@ async def train(args, config) -> int:
     started_s = time.monotonic()
     data = open_dataset(config, args.cache_dir)
     metrics = args.workdir / "metrics"
-    steps = MetricsWriter(metrics / "trainer.jsonl")
+    steps = MetricsWriter(metrics / f"{args.name}.jsonl")
+    swarm_file = "swarm.jsonl" if args.name == "trainer" else f"swarm-{args.name}.jsonl"
     if args.tensorboard:
         steps = TensorBoardWriter(steps, args.workdir / "tensorboard")
     async with process.joined(args, config) as network:
@@ -65,11 +72,12 @@ async def train(args, config) -> int:
             directory=network.directory,
             data=data,
             steps=steps,
-            swarm=MetricsWriter(metrics / "swarm.jsonl"),
+            swarm=MetricsWriter(metrics / swarm_file),
             learning_rate=wiring.make_schedule_of(config),
             server_command=lambda stage: process.server_command(
                 args, network.node, stage
             ),
+            restart_if_lost=process.restart_permission(args.restart_if_lost),
         )
         totals = await process.until_stopped(trainer.run(), network.node)
     if totals is None:
@@ -79,7 +87,8 @@ async def train(args, config) -> int:
         "data_digest": data.digest,
         "wall_s": time.monotonic() - started_s,
     }
-    write_json(args.workdir / "summary.json", summary)
+    if totals.steps:  # not of a trainer that stood by until others had finished
+        write_json(args.workdir / "summary.json", summary)
     return 0
 
 

@@ -4,6 +4,7 @@ flags.py         options that the scripts share; errors as one line
 environment.py   threads, devices and caches of each process
 processes.py     child processes: logs, deaths, stopping
 swarm.py         bootstrap, stage servers and trainer of one run
+preemption.py    waits for a cloud's notice of preemption
 commands.py      the exact commands for the next machine
 progress.py      what the terminal shows while a run goes on
 summary.py       the table at its end

@@ -21,7 +21,7 @@ import psutil
 from swarm_jax.errors import StartupError, SwarmError
 
 STOP_GRACE_S = 6.0
-"""Time between asking children to leave (SIGTERM) and killing them."""
+"""Time between asking children to end (SIGHUP) and killing them."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -93,7 +93,9 @@ class Processes:
         return child
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
-        """Ends all children and their children: SIGTERM, then SIGKILL.
+        """Ends all children and their children: SIGHUP, then SIGKILL.
+
+        SIGHUP, since a stage server that gets SIGTERM first hands over what it has.
 
         A second Ctrl-C changes nothing meanwhile: it takes seconds anyway.
         """
@@ -102,7 +104,7 @@ class Processes:
             alive = [child for child in self._children if child.exit_code is None]
             offspring = [p for child in alive for p in _descendants(child.popen.pid)]
             for child in alive:
-                child.popen.terminate()
+                child.popen.send_signal(signal.SIGHUP)
             _wait_until(lambda: not _running(alive, offspring), grace_s)
             for process in _running(alive, offspring):
                 _kill(process)

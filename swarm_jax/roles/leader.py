@@ -260,7 +260,7 @@ class Leader:
         if action.is_lost:
             advice = (
                 "Bring one of its former peers back, or let the run start again from "
-                "step 0: start the trainer with --restart_if_lost"
+                "step 0: type restart here, or start the trainer with --restart_if_lost"
             )
         else:
             advice = f"Start a peer: {self._server_command(min(action.stages))}"

@@ -46,6 +46,8 @@ from swarm_jax.roles.stage_control import StageControl
 
 logger = logging.getLogger(__name__)
 
+IDLE_S = 15.0
+
 
 class StageServer:
     """One peer of one stage: ``Service`` for its neighbours and the leader.
@@ -88,6 +90,7 @@ class StageServer:
         self._relay_specs = [("int32", shape), *compute.input_specs]
         self._news = asyncio.Event()
         self._finished = False
+        self._heard_s = 0.0
         self.state = StageState(stage)
         self.view = SwarmView(config, directory)
         self._relaying = Relaying(
@@ -154,6 +157,7 @@ class StageServer:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.view.keep_fresh())
                 tasks.create_task(self._announce())
+                tasks.create_task(self._say_when_idle())
                 await self._changes.broken
         finally:
             self._joining.cancel()
@@ -223,6 +227,7 @@ class StageServer:
         return None
 
     async def handle(self, sender: str, message: Message) -> Message:
+        self._heard_s = asyncio.get_running_loop().time()
         match request := from_header(message.header):
             case Relay():
                 return await self._relay(sender, request, message)
@@ -264,6 +269,21 @@ class StageServer:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.tuning.directory_refresh_s):
                     await self._news.wait()
+
+    async def _say_when_idle(self) -> None:
+        """A run without a trainer waits; whoever reads the log should know."""
+        loop = asyncio.get_running_loop()
+        self._heard_s = loop.time()
+        while True:
+            await asyncio.sleep(IDLE_S)
+            idle_s = loop.time() - self._heard_s
+            if idle_s >= IDLE_S and self.state.step < self._config.steps:
+                logger.warning(
+                    "nobody has asked for anything for %.0f s: is there a trainer? "
+                    "This peer waits at step %d",
+                    idle_s,
+                    self.state.step,
+                )
 
     def _record(self, state: str) -> PeerRecord:
         return PeerRecord(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -108,10 +109,18 @@ class SwarmByHand:
     def _ready_file(self, name: str) -> Path:
         return self.workdir / f"{name}.ready.json"
 
-    def start_trainer(self, *arguments: str):
-        worker = [*self._worker("trainer"), *arguments]
+    def start_trainer(self, *arguments: str, name: str = "trainer"):
+        worker = [*self._worker(name), *arguments]
         worker += ["--cache_dir", str(self._cache_dir)]
-        return self._start("trainer", "scripts.run_trainer", worker)
+        return self._start(name, "scripts.run_trainer", worker)
+
+    def wait_for_steps(self, steps: int, trainer, name: str = "trainer"):
+        """Waits until a running trainer has closed so many steps."""
+        deadline_s = time.monotonic() + RUN_TIMEOUT_S
+        while len(self.records(name)) < steps:
+            assert trainer.exit_code is None, trainer.obituary()
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
 
     def train_single(self, *arguments: str):
         workdir = self.workdir / "single"
@@ -131,7 +140,8 @@ class SwarmByHand:
         return child.log.read_text()
 
     def records(self, name: str):
-        return list(read_records(self.workdir / "metrics" / f"{name}.jsonl"))
+        path = self.workdir / "metrics" / f"{name}.jsonl"
+        return list(read_records(path)) if path.exists() else []
 
     def summary(self):
         return json.loads((self.workdir / "summary.json").read_text())

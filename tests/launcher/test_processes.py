@@ -18,7 +18,7 @@ WAIT = "import signal; signal.pause()"
 STUBBORN_WITH_CHILD = f"""
 import signal, subprocess, sys
 from pathlib import Path
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
 child = subprocess.Popen([sys.executable, "-c", "{WAIT}"])
 Path(sys.argv[1]).write_text(str(child.pid))
 signal.pause()
@@ -75,7 +75,7 @@ def _pid_in(child, pid_file):
 def test_a_willing_child_is_not_killed(processes, tmp_path):
     code = (
         "import pathlib, signal, sys\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit('tidied'))\n"
+        "signal.signal(signal.SIGHUP, lambda *_: sys.exit('tidied'))\n"
         "pathlib.Path(sys.argv[1]).write_text('1')\n"
         "signal.pause()"
     )

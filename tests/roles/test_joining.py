@@ -336,3 +336,14 @@ def test_a_run_that_lost_a_stage_starts_again_only_when_allowed(
         like = next(s for p, s in reference.items() if p[:6] == peer[:6])
         for ours, theirs in zip(state, like, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_a_run_without_a_trainer_says_so(config, make_swarm, caplog):
+    async def main():
+        swarm = make_swarm(config, [1, 1, 1])
+        peer = swarm.start_peer(1)
+        await asyncio.sleep(40.0)
+        await swarm.kill(peer)
+
+    run_virtual(main())
+    assert len([r for r in caplog.records if "is there a trainer?" in r.message]) == 2

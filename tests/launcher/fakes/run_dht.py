@@ -1,4 +1,4 @@
-"""A bootstrap that is ready at once and waits for SIGTERM."""
+"""A bootstrap that is ready at once and waits for SIGHUP."""
 
 import signal
 

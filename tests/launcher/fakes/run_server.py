@@ -27,7 +27,7 @@ if behaviour == "die" and args.stage == 0:
     print("Out of memory.")
     os.kill(os.getpid(), signal.SIGKILL)
 if behaviour == "stubborn":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 (args.workdir / f"{args.name}.ready").touch()
 while True:
