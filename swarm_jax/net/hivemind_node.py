@@ -5,8 +5,8 @@ go wrong at the start becomes a ``StartupError`` that says what to change.
 
 It leans on private parts of the pinned hivemind: ``P2P._child``, because ``is_alive``
 stays true when p2pd dies; ``P2P._UNIX_SOCKET_PREFIX``, because a p2pd that fails or is
-killed leaves its sockets behind; ``P2P._client``, because ``stream_open`` leaks the
-socket of a dial that fails.
+killed leaves its sockets behind; ``P2P._make_process_args``, so that p2pd dies with us;
+``P2P._client``, because ``stream_open`` leaks the socket of a dial that fails.
 """
 
 import asyncio
@@ -16,7 +16,6 @@ import logging
 import math
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from hivemind.utils.multiaddr import Multiaddr
 
 from swarm_jax.core.bans import Bans
 from swarm_jax.errors import PeerLost, StartupError
+from swarm_jax.net.hivemind_folder import SocketFolder
 from swarm_jax.net.hivemind_records import RecordGuard, addresses_in, entries_of
 
 PROBE_TIMEOUT_S = 2.0
@@ -61,7 +61,7 @@ class HivemindNode:
         self,
         p2p: P2P,
         dht: DHTNode,
-        folder: Path,
+        folder: SocketFolder,
         maddrs: Sequence[str],
         bans: Bans,
     ):
@@ -217,8 +217,7 @@ async def start_node(
     _check_ports(host_maddrs)
     if identity_path is not None:
         _check_identity(Path(identity_path))
-    # Socket paths are limited to 107 bytes, so not below a long TMPDIR.
-    folder = Path(tempfile.mkdtemp(prefix="hivemind-", dir="/tmp"))
+    folder = SocketFolder()
     daemons: list[P2P] = []
     try:
         async with asyncio.timeout(startup_timeout_s):
@@ -254,11 +253,18 @@ async def start_node(
         raise await _explain(text, initial_peers, identity_path) from error
 
 
-def _daemon_class(folder: Path, daemons: list[P2P]) -> type[P2P]:
+def _daemon_class(folder: SocketFolder, daemons: list[P2P]) -> type[P2P]:
     class Daemon(P2P):
         """Keeps its sockets in a folder of ours, and is known from its first moment."""
 
-        _UNIX_SOCKET_PREFIX = f"/unix{folder}/"
+        _UNIX_SOCKET_PREFIX = f"/unix{folder.path}/"
+
+        @staticmethod
+        def _make_process_args(*args, **kwargs) -> list[str]:
+            """p2pd ends when its connection to us does; before there is one, so."""
+            command = P2P._make_process_args(*args, **kwargs)
+            setpriv = shutil.which("setpriv")
+            return [setpriv, "--pdeathsig", "KILL", *command] if setpriv else command
 
         def __init__(self):
             super().__init__()
@@ -267,7 +273,7 @@ def _daemon_class(folder: Path, daemons: list[P2P]) -> type[P2P]:
     return Daemon
 
 
-async def _shut_down(daemons: Sequence[P2P], folder: Path) -> None:
+async def _shut_down(daemons: Sequence[P2P], folder: SocketFolder) -> None:
     for daemon in daemons:
         if daemon._reader_task is not None and daemon._reader_task.done():
             # It has ended by itself: a signal now would confuse asyncio's watcher.
@@ -275,7 +281,7 @@ async def _shut_down(daemons: Sequence[P2P], folder: Path) -> None:
         await daemon.shutdown()
     # hivemind has cancelled its tasks without waiting for them.
     await asyncio.sleep(0)
-    shutil.rmtree(folder, ignore_errors=True)
+    folder.remove()
 
 
 async def _ask_daemon(

@@ -164,7 +164,7 @@ async def test_a_node_is_one_process_and_leaves_nothing(folders):
     node = await start_node()
     new = {pid: name for pid, name in children().items() if pid not in before}
     assert new == {node.daemon_pid: "p2pd"}
-    assert folders[0].exists()
+    assert [path.name for path in folders[0].glob("owner")] == ["owner"]
     [maddr] = node.visible_maddrs()
     assert maddr.startswith("/ip4/127.0.0.1/tcp/")
     assert maddr.endswith(f"/p2p/{node.peer_id}")
