@@ -1,5 +1,6 @@
 """Whatever way a process ends, its daemon, port and sockets are gone at once."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -73,7 +74,7 @@ def listens(maddr: str) -> bool:
 @pytest.fixture
 def start():
     """Starts a node in a process of its own; kills what a failed test has left."""
-    started = []
+    started, daemons = [], []
 
     def start_node(how):
         child = subprocess.Popen(
@@ -87,6 +88,7 @@ def start():
         told = json.loads(child.stdout.readline())
         try:
             daemon = psutil.Process(told["daemon"])
+            daemons.append(daemon)
         except psutil.NoSuchProcess:
             daemon = None
         return child, daemon, told
@@ -96,6 +98,9 @@ def start():
         child.kill()
         child.wait()
         child.stdout.close()
+    for daemon in daemons:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            daemon.kill()
 
 
 @pytest.mark.parametrize(
