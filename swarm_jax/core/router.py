@@ -3,6 +3,10 @@
 Interleaved weighted round-robin (SWARM, section 3.1): each peer has a virtual finish
 time, the earliest is taken and moves on by the seconds that its measured throughput
 says the work will take.
+
+A peer that fails is banned, each time for longer. When the ban is over it gets one
+microbatch, and the next only after it has answered; and the more often it has failed
+lately, the less it gets.
 """
 
 import heapq
@@ -13,6 +17,8 @@ from dataclasses import dataclass, field
 from swarm_jax.core.throughput import ThroughputAverage
 
 MAX_DOUBLINGS = 30
+LEAST_RELIABILITY = 1 / 32
+RELIABILITY_SMOOTHING = 0.1
 
 
 @dataclass(slots=True)
@@ -21,12 +27,14 @@ class _Peer:
     turn: int
     throughput: ThroughputAverage = field(default_factory=ThroughputAverage)
     failures: int = 0
+    reliability: float = 1.0
     banned_until_s: float = 0.0
     paused_until_s: float = 0.0
+    probed_until_s: float = 0.0
 
     @property
     def unusable_until_s(self) -> float:
-        return max(self.banned_until_s, self.paused_until_s)
+        return max(self.banned_until_s, self.paused_until_s, self.probed_until_s)
 
 
 class Router:
@@ -75,6 +83,8 @@ class Router:
             entry = self._peers[chosen]
             entry.finish_s = self._virtual_now_s + self._cost_s(entry, tokens)
             entry.turn = next(self._turns)
+            if entry.failures:
+                entry.probed_until_s = now_s + self._ban_length_s(entry)
             self._push(chosen)
         return chosen
 
@@ -83,6 +93,8 @@ class Router:
         if entry := self._peers.get(peer):
             entry.throughput.update(tokens, seconds)
             entry.failures = 0
+            entry.banned_until_s = entry.probed_until_s = 0.0
+            entry.reliability += RELIABILITY_SMOOTHING * (1.0 - entry.reliability)
 
     def failed(self, peer: str, now_s: float) -> None:
         """Bans the peer, twice as long as the last time.
@@ -92,14 +104,20 @@ class Router:
         """
         entry = self._peers.get(peer)
         if entry and entry.banned_until_s <= now_s:
-            ban_s = self._ban_s * 2 ** min(entry.failures, MAX_DOUBLINGS)
+            entry.banned_until_s = now_s + self._ban_length_s(entry)
             entry.failures += 1
-            entry.banned_until_s = now_s + min(self._max_ban_s, ban_s)
+            entry.probed_until_s = 0.0
+            entry.reliability = max(LEAST_RELIABILITY, entry.reliability / 2)
 
     def pause(self, peer: str, until_s: float) -> None:
         """Leaves the peer alone for a moment, through no fault of its own."""
         if entry := self._peers.get(peer):
+            entry.probed_until_s = 0.0
             entry.paused_until_s = max(entry.paused_until_s, until_s)
+
+    def _ban_length_s(self, entry: _Peer) -> float:
+        doubled_s = self._ban_s * 2 ** min(entry.failures, MAX_DOUBLINGS)
+        return min(self._max_ban_s, doubled_s)
 
     def _push(self, peer: str) -> None:
         entry = self._peers[peer]
@@ -119,4 +137,4 @@ class Router:
                 if p.throughput.tokens_per_s is not None
             ]
             rate = sum(known) / len(known) if known else None
-        return tokens / rate if rate else 0.0
+        return tokens / (rate * entry.reliability) if rate else 0.0

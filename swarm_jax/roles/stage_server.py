@@ -84,6 +84,7 @@ class StageServer:
         self._compute = compute
         self._metrics = metrics
         self._authorised = authorised
+        self._on_count = on_count
         self._on_finished = on_finished
         self._swarm = config.swarm_fingerprint()
         shape = (config.swarm.microbatch_size, config.model.sequence_length)
@@ -91,6 +92,8 @@ class StageServer:
         self._news = asyncio.Event()
         self._finished = False
         self._heard_s = 0.0
+        self._joined_s: float | None = None
+        self._join_record: dict[str, float] = {}
         self.state = StageState(stage)
         self.view = SwarmView(config, directory)
         self._relaying = Relaying(
@@ -98,7 +101,7 @@ class StageServer:
             self.state,
             compute,
             self._next_stage(config, stage),
-            on_count,
+            self._counted,
         )
         self._changes = Changes(self.state, self._relaying.settled)
         self._snapshots = Snapshots(self.state, compute, self._changes)
@@ -125,7 +128,7 @@ class StageServer:
             joining=self._joining,
             prefix=self.view.prefix,
             on_commit=self._committed,
-            on_count=on_count,
+            on_count=self._counted,
             on_state=self._state_changed,
         )
         self._leaving = Leaving(
@@ -152,6 +155,7 @@ class StageServer:
         await self.view.join()
         await self._calls.serve(self)
         if self.view.newest_step(self.state.stage) > 0:
+            self._joined_s = asyncio.get_running_loop().time()
             self._joining.start()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -295,6 +299,13 @@ class StageServer:
             tokens_per_s=self._relaying.throughput.tokens_per_s or 0.0,
         )
 
+    def _counted(self, step: int, counted: int) -> None:
+        if self._joined_s is not None:
+            took_s = asyncio.get_running_loop().time() - self._joined_s
+            self._join_record = {"join_to_first_microbatch_s": took_s}
+            self._joined_s = None
+        self._on_count(step, counted)
+
     def _committed(self, counted: int) -> None:
         self._metrics.write(
             step=self.state.step,
@@ -303,7 +314,9 @@ class StageServer:
             microbatches_counted=counted,
             tokens_per_s=self._relaying.throughput.tokens_per_s or 0.0,
             lineage=self.state.lineage,
+            **self._join_record,
         )
+        self._join_record = {}
         self._state_changed()
 
     def _state_changed(self) -> None:

@@ -76,8 +76,48 @@ def test_a_banned_peer_that_returns_gets_no_backlog():
         router.succeeded(peer, 100, 1.0)
     router.failed("a", now_s=0.0)
     assert {router.pick(100, 0.5) for _ in range(100)} == {"b"}
+    router.pick(100, 2.0, exclude=["b"])
+    for _ in range(60):
+        router.succeeded("a", 100, 1.0)
     picks = [router.pick(100, 2.0) for _ in range(20)]
     assert 9 <= picks.count("a") <= 11
+
+
+def test_after_a_ban_a_peer_gets_one_microbatch_until_it_has_proved_itself():
+    router = make_router("a", "b")
+    router.failed("a", now_s=0.0)
+    assert [router.pick(1, 1.5) for _ in range(10)].count("a") == 1
+    router.pause("a", until_s=1.6)  # busy is an answer, and no fault
+    assert [router.pick(1, 1.7) for _ in range(10)].count("a") == 1
+    router.succeeded("a", 1, 1.0)
+    assert [router.pick(1, 1.8) for _ in range(10)].count("a") > 1
+
+
+def test_an_answer_that_never_comes_does_not_keep_a_peer_out():
+    router = make_router("a")
+    router.failed("a", now_s=0.0)
+    assert router.pick(1, 1.0) == "a"
+    assert router.pick(1, 2.9) is None
+    assert router.pick(1, 3.0) == "a"
+
+
+def test_a_success_ends_a_ban_at_once():
+    router = make_router("a")
+    router.failed("a", now_s=0.0)
+    router.succeeded("a", 1, 1.0)
+    assert router.pick(1, 0.1) == "a"
+
+
+def test_a_peer_that_fails_often_gets_less_traffic():
+    router = make_router("good", "bad")
+    for peer in ("good", "bad"):
+        router.succeeded(peer, 100, 1.0)
+    now_s = 0.0
+    for _ in range(4):
+        router.failed("bad", now_s)
+        router.succeeded("bad", 100, 1.0)
+    picks = [router.pick(100, now_s) for _ in range(100)]
+    assert 0 < picks.count("bad") < 25
 
 
 def test_a_paused_or_excluded_peer_is_passed_over_without_a_failure():
