@@ -1,6 +1,7 @@
 # make train   sets everything up and trains a swarm on real text
 # make test    sets everything up and passes the tests
 # make setup   only sets everything up, in .venv
+# make chaos   random faults on virtual time (SEEDS=0:500)
 # make fuzz    feeds damaged bytes to all that parses the network (CASES=N per target)
 #
 # DEVICE=cuda13     jax for NVIDIA cards (also: cuda12, tpu); default: cpu
@@ -15,6 +16,7 @@ DEVICE ?= cpu
 CONFIG ?= configs/tiny.py
 WORKDIR ?= runs/tiny
 ARGS ?=
+SEEDS ?= 0:500
 CASES ?= 300000
 TORCH_INDEX ?=
 
@@ -23,7 +25,7 @@ PIP = $(RUN) -m pip install --quiet --disable-pip-version-check
 # Tests run side by side, one thread each, and never on a card.
 PYTEST = PJRT_NPROC=1 OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu $(RUN) -m pytest -n auto -q
 
-.PHONY: setup train test fuzz
+.PHONY: setup train test chaos fuzz
 
 setup: .venv/.installed-$(DEVICE)
 
@@ -48,6 +50,9 @@ train: setup
 test: setup
 	$(PYTEST) -m "not soak" --ignore=tests/float64
 	$(PYTEST) tests/float64
+
+chaos: setup
+	$(RUN) -m scripts.chaos --seeds $(SEEDS)
 
 fuzz: setup
 	$(PIP) -r requirements-fuzz.txt

@@ -1,0 +1,327 @@
+"""A device without JAX whose arithmetic is exact, for thousands of runs on virtual time.
+
+Gradients are small integers: a hash of parameters, input and incoming gradient. With a
+number of loss tokens per step that is a power of two, every sum, mean and update is
+exact in float64, in any order and grouping. So two runs that counted the same have the
+same bits, and one that lost, doubled or misplaced a microbatch does not.
+"""
+
+import asyncio
+import heapq
+import itertools
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.errors import Abandoned
+from swarm_jax.roles.compute import Arrays, Backward, Count, Forward
+from swarm_jax.sim.data import Microbatch
+
+WIDTH = 3
+GRADIENT_BITS = 20
+CONTROL, BACKWARD, FORWARD = range(3)
+DURATIONS_S = {"forward": 0.01, "backward": 0.02, "apply": 0.05}
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelledModel:
+    """What a config must know of a model."""
+
+    num_layers: int = 4
+    vocab_size: int = 512
+    sequence_length: int = 2
+
+
+def modelled_config(
+    *, num_stages: int, steps: int, microbatches: int = 8
+) -> ExperimentConfig:
+    """An experiment for ``ModelledCompute``; ``microbatches`` is a power of two."""
+    assert microbatches & (microbatches - 1) == 0
+    config = ExperimentConfig(run_id="modelled", steps=steps, model=ModelledModel())
+    config.data.target_batch_size = microbatches
+    config.swarm.microbatch_size = 1
+    config.swarm.num_stages = num_stages
+    config.swarm.wire = "float32"
+    config.optimizer.warmup_steps = 0
+    config.validation.sequences = 1
+    config.tuning.directory_refresh_s = 0.2
+    config.tuning.directory_expiry_s = 4.0
+    config.tuning.relay_timeout_s = 20.0
+    config.tuning.allreduce_timeout_s = 6.0
+    return config.check()
+
+
+class ModelledTokens:
+    """Tokens by name; every target carries loss."""
+
+    digest = "modelled tokens"
+
+    def __init__(self, config: ExperimentConfig):
+        self._config = config
+
+    def microbatch(self, step: int, index: int) -> Microbatch:
+        shape = (1, self._config.model.sequence_length)
+        generator = np.random.default_rng([step, index])
+        tokens = generator.integers(0, self._config.model.vocab_size, (2, *shape))
+        inputs, targets = tokens.astype(np.int32)
+        return Microbatch(inputs, targets, targets.size)
+
+    def step_loss_tokens(self, step: int) -> int:
+        tokens = self._config.microbatches_per_step * self._config.model.sequence_length
+        assert tokens & (tokens - 1) == 0
+        return tokens
+
+    def validation_microbatch(self, index: int) -> Microbatch:
+        return self.microbatch(2**31, index)
+
+
+class ModelledCompute:
+    """``roles.compute.Compute`` of one stage.
+
+    Args:
+        duration_s: Virtual seconds that an operation, by its name, takes.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        stage: int,
+        duration_s: Callable[[str], float] = lambda name: DURATIONS_S.get(name, 0.002),
+    ):
+        tokens = ("int32", (1, config.model.sequence_length))
+        activations = ("float64", (WIDTH,))
+        is_last = stage == config.swarm.num_stages - 1
+        self.input_specs = (tokens if stage == 0 else activations,)
+        self.gradient_specs = () if is_last else (activations,)
+        self.sum_specs = (activations,)
+        self.state_specs = (activations, activations)
+        self._stage = stage
+        self._device = _Device(duration_s)
+        self._sum = np.zeros(WIDTH)
+        self._reset()
+
+    @property
+    def queued(self) -> int:
+        return self._device.queued
+
+    async def forward(
+        self, x: Arrays, *, keep: bool, order: int, previous: bool = False
+    ) -> Forward:
+        def work() -> Forward:
+            params = self._choose(previous)
+            y = _integers(b"y", params, *x)
+            return Forward([y], (params, list(x)) if keep else None, True, 0.01)
+
+        return await self._device.run("forward", FORWARD, order, work)
+
+    async def backward(
+        self, residuals: Any, grad_y: Arrays, *, count: Count | None, order: int
+    ) -> Backward:
+        params, x = residuals
+
+        def work() -> Backward:
+            grad_x = [] if self._stage == 0 else [_integers(b"x", params, *x, *grad_y)]
+            return self._add(_integers(b"g", params, *x, *grad_y), grad_x, 0.0, count)
+
+        return await self._counting("backward", work, count, order)
+
+    async def loss_backward(
+        self,
+        x: Arrays,
+        targets: np.ndarray,
+        *,
+        count: Count | None,
+        order: int,
+        previous: bool = False,
+    ) -> Backward:
+        def work() -> Backward:
+            params = self._choose(previous)
+            grad_x = [] if self._stage == 0 else [_integers(b"x", params, *x, targets)]
+            gradient = _integers(b"g", params, *x, targets)
+            return self._add(gradient, grad_x, float(gradient[0]), count)
+
+        return await self._counting("backward", work, count, order)
+
+    async def loss(self, x: Arrays, targets: np.ndarray, *, order: int) -> float:
+        return await self._device.run(
+            "forward",
+            FORWARD,
+            order,
+            lambda: float(_integers(b"l", self._params, *x, targets)[0]),
+        )
+
+    async def gradient_sum(self, scale: float) -> list[np.ndarray]:
+        return await self._control("gradient_sum", lambda: [self._sum * scale])
+
+    async def add_to_sum(self, gradients: Arrays) -> bool:
+        def work() -> bool:
+            finite = bool(np.isfinite(gradients[0]).all())
+            if finite:
+                self._sum = self._sum + gradients[0]
+            return finite
+
+        return await self._control("add_to_sum", work)
+
+    async def load_reduced(self, gradients: Arrays) -> float:
+        def work() -> float:
+            self._reduced = np.array(gradients[0])
+            return float((self._reduced**2).sum())
+
+        return await self._control("load_reduced", work)
+
+    async def apply(self, gradient_norm: float) -> None:
+        def work() -> None:
+            assert self._reduced is not None, "apply without load_reduced"
+            self._previous = self._choose(previous=False)
+            self._params = self._params + self._reduced
+            norm = np.array([gradient_norm])
+            self._moments = _integers(b"m", self._moments, self._reduced, norm)
+            self._clear()
+
+        await self._control("apply", work)
+
+    def forget_previous(self) -> None:
+        self._previous = None
+
+    async def clear(self) -> None:
+        await self._control("clear", self._clear)
+
+    async def state(self) -> list[np.ndarray]:
+        return await self._control(
+            "state", lambda: [self._params.copy(), self._moments.copy()]
+        )
+
+    async def load_state(self, state: Arrays) -> None:
+        def work() -> None:
+            self._params, self._moments = (np.array(array) for array in state)
+            self._previous = None
+            self._clear()
+
+        await self._control("load_state", work)
+
+    async def reset(self) -> None:
+        await self._control("reset", self._reset)
+
+    async def digest(self) -> str:
+        return (await self.state())[0].tobytes().hex()
+
+    def close(self) -> None:
+        pass
+
+    def _reset(self) -> None:
+        self._params = np.full(WIDTH, float(self._stage))
+        self._moments = np.zeros(WIDTH)
+        self._previous: np.ndarray | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sum = np.zeros(WIDTH)
+        self._reduced: np.ndarray | None = None
+
+    def _choose(self, previous: bool) -> np.ndarray:
+        if not previous:
+            # The moments take part, so that a wrong norm shows in every gradient.
+            return self._params + self._moments / 2**GRADIENT_BITS
+        if self._previous is None:
+            raise Abandoned("the parameters before the last update are gone")
+        return self._previous
+
+    def _add(
+        self,
+        gradient: np.ndarray,
+        grad_x: list[np.ndarray],
+        loss_sum: float,
+        count: Count | None,
+    ) -> Backward:
+        if count is not None:
+            self._sum = self._sum + gradient
+        return Backward(grad_x, loss_sum, True, 0.02)
+
+    async def _counting(
+        self, name: str, work: Callable[[], Backward], count: Count | None, order: int
+    ) -> Backward:
+        if count is None:
+            return await self._device.run(name, BACKWARD, order, work)
+
+        def settle(result: Backward | None) -> None:
+            count.settle(result is not None, result.loss_sum if result else 0.0)
+
+        return await self._device.run(name, BACKWARD, order, work, count.start, settle)
+
+    async def _control(self, name: str, work: Callable[[], Any]) -> Any:
+        return await self._device.run(name, CONTROL, 0, work)
+
+
+class _Device:
+    """One operation at a time; what has started finishes, whoever has given up."""
+
+    def __init__(self, duration_s: Callable[[str], float]):
+        self._duration_s = duration_s
+        self._waiting: list[tuple] = []
+        self._ages = itertools.count()
+        self._busy = False
+
+    @property
+    def queued(self) -> int:
+        return len(self._waiting)
+
+    async def run(
+        self,
+        name: str,
+        kind: int,
+        order: int,
+        work: Callable[[], Any],
+        start: Callable[[], bool] = lambda: True,
+        settle: Callable[[Any], None] = lambda result: None,
+    ) -> Any:
+        waiter = asyncio.get_running_loop().create_future()
+        # Its task may be gone when the answer comes: asyncio would call it unseen.
+        waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
+        entry = (kind, order, next(self._ages), name, work, start, settle, waiter)
+        heapq.heappush(self._waiting, entry)
+        self._next()
+        return await waiter
+
+    def _next(self) -> None:
+        while self._waiting and not self._busy:
+            *_, name, work, start, settle, waiter = heapq.heappop(self._waiting)
+            if waiter.cancelled():
+                continue
+            if not start():
+                waiter.set_exception(Abandoned(name))
+                continue
+            self._busy = True
+            result, error = None, None
+            try:
+                result = work()
+            except Abandoned as abandoned:
+                error = abandoned
+            asyncio.get_running_loop().call_later(
+                self._duration_s(name), self._done, settle, waiter, result, error
+            )
+
+    def _done(
+        self,
+        settle: Callable[[Any], None],
+        waiter: asyncio.Future,
+        result: Any,
+        error: Exception | None,
+    ) -> None:
+        self._busy = False
+        if not waiter.done():
+            waiter.set_exception(error) if error else waiter.set_result(result)
+        settle(result)
+        self._next()
+
+
+def _integers(salt: bytes, *arrays: np.ndarray) -> np.ndarray:
+    """WIDTH integers below 2^20 that depend on every bit of the arrays."""
+    seed = salt
+    for array in arrays:
+        seed += np.ascontiguousarray(array).tobytes()
+    values = [zlib.crc32(seed + bytes([i])) % 2**GRADIENT_BITS for i in range(WIDTH)]
+    return np.array(values, np.float64)
