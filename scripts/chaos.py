@@ -5,7 +5,7 @@
 
 Each seed is a swarm of 1 to 4 stages and a schedule of faults (kills, freezes, drains,
 joins, dead trainers, refused, lost, doubled and late messages). A run is right when its
-ledgers are exact and its parameters are, bit for bit, those of a run without faults. For
+ledgers are exact and its parameters are, bit for bit, those of a run without faults. Of
 a failing seed it prints the line that replays it, and the shortest schedule that fails.
 """
 

@@ -176,7 +176,7 @@ class _ChaosRun:
                 task.result()
         last = self._config.steps
         states = {}
-        for peer, server in self._swarm.servers.items():
+        for peer, server in list(self._swarm.servers.items()):
             state = server.state
             if state.step == last and state.state == ONLINE and not state.changing:
                 arrays = await self._swarm.computes[peer].state()

@@ -1,4 +1,4 @@
-"""A device without JAX whose arithmetic is exact, for thousands of runs on virtual time.
+"""A device without JAX whose arithmetic is exact, for thousands of virtual runs.
 
 Gradients are small integers: a hash of parameters, input and incoming gradient. With a
 number of loss tokens per step that is a power of two, every sum, mean and update is

@@ -1,6 +1,5 @@
 """Exact arithmetic: any split of the work gives the same bits."""
 
-
 import pytest
 
 from swarm_jax.sim.chaos import (
