@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any, get_args
 
 import msgpack
@@ -275,14 +275,30 @@ class _Findings(logging.Handler):
 
 _findings = _Findings()
 LOOP.set_exception_handler(_findings.in_loop)
-for _name in ("swarm_jax.net.callee", "asyncio"):
-    logging.getLogger(_name).addHandler(_findings)
-    logging.getLogger(_name).propagate = False
-logging.getLogger("swarm_jax").setLevel(logging.ERROR)
+_OURS = logging.getLogger("swarm_jax")
+_LOUD = (logging.getLogger("swarm_jax.net.callee"), logging.getLogger("asyncio"))
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[None]:
+    """Complaints are findings; what is only told is not written."""
+    level = _OURS.level
+    _OURS.setLevel(logging.ERROR)
+    for logger in _LOUD:
+        logger.addHandler(_findings)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger in _LOUD:
+            logger.removeHandler(_findings)
+            logger.propagate = True
+        _OURS.setLevel(level)
 
 
 def _run(case: Coroutine[Any, Any, None]) -> None:
-    LOOP.run_until_complete(case)
+    with _listening():
+        LOOP.run_until_complete(case)
     _findings.check()
 
 

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from swarm_jax.core.bans import Bans
 from swarm_jax.errors import AllReduceVoid, PeerLost
 from swarm_jax.net.hivemind_allreduce import _digest
 from swarm_jax.net.protocols import Message
@@ -123,6 +124,7 @@ async def test_malformed_parts_drop_their_sender(swarm_of_hivemind, until):
     peers, names = await trio(swarm_of_hivemind)
     [waiting] = start(peers[:1], "malformed", names[:2], 100)
     await until(lambda: peers[0].allreduce._rounds)
+    node = peers[0].allreduce._node
     digest = _digest(sorted(names[:2]), [np.zeros(100, np.float32)])
     good = {"group": "malformed", "digest": digest, "part": 0}
     part = np.zeros(64, np.float32)
@@ -139,10 +141,13 @@ async def test_malformed_parts_drop_their_sender(swarm_of_hivemind, until):
         (good, [part.reshape(1, 64)]),
         (good, [part.astype(np.float64)]),
     ):
+        node.bans = Bans()
         with pytest.raises(PeerLost):
             await peers[1].allreduce._calls.call(
                 names[0], Message(header, arrays), timeout_s=10
             )
+        assert node.banned_for_s(names[1])
+    node.bans = Bans()
     [partner] = start(peers[1:2], "malformed", names[:2], 100)
     assert all(await asyncio.gather(waiting, partner))
 

@@ -187,6 +187,8 @@ async def test_an_idle_stream_stays(hostile, until):
 
 
 async def test_a_flood_of_cancelled_calls_is_bounded(hostile, until):
+    released = asyncio.Event()
+
     class Stubborn:
         tasks = 0
 
@@ -198,7 +200,7 @@ async def test_a_flood_of_cancelled_calls_is_bounded(hostile, until):
             try:
                 await asyncio.get_running_loop().create_future()
             except asyncio.CancelledError:
-                await asyncio.sleep(0.3)
+                await released.wait()
                 raise
 
     end = await hostile()
@@ -213,6 +215,7 @@ async def test_a_flood_of_cancelled_calls_is_bounded(hostile, until):
             break
     assert end.callee.lost
     assert stubborn.tasks <= MAX_TASKS
+    released.set()
     await until(lambda: end.callee.is_idle)
 
 
