@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swarm_jax.errors import ConfigError
-from swarm_jax.launcher import flags
+from swarm_jax.launcher import flags, preemption
 from swarm_jax.metrics import MetricsWriter, make_workdir
 
 
@@ -37,18 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="to test recovery: send this process KILL, STOP or TERM when it has "
         "counted COUNT microbatches of STEP (from 0)",
     )
-    parser.add_argument(
-        "--preemption_file",
-        type=Path,
-        metavar="FILE",
-        help="leave as soon as this file exists",
-    )
-    parser.add_argument(
-        "--preemption_url",
-        metavar="URL",
-        help="leave as soon as this page, asked every second, is found and says "
-        "anything but FALSE: a cloud's notice of preemption",
-    )
+    preemption.add_arguments(parser)
     flags.add_network(parser)
     flags.add_process(parser)
     flags.add_worker(parser, name=None)
@@ -67,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def serve(args, config) -> int:
     """Serves until told to leave; 0 when that lost nothing, else 1."""
     from scripts import process, wiring
-    from swarm_jax.launcher.preemption import preempted
     from swarm_jax.roles.stage_server import StageServer
 
     process.log_to_stderr()
@@ -113,7 +101,7 @@ async def serve(args, config) -> int:
             await process.until_stopped(
                 server.run(),
                 network.node,
-                notice=preempted(args.preemption_file, args.preemption_url),
+                notice=preemption.preempted(args.preemption_file, args.preemption_url),
                 leave=leave,
             )
             await server.leave()

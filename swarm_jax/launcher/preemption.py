@@ -7,6 +7,7 @@ machine is to go; Google's
 until then and wants the header that is sent here.
 """
 
+import argparse
 import asyncio
 import logging
 import urllib.error
@@ -19,6 +20,22 @@ NOT_YET = ("", "false", "none")
 MAX_ANSWER_BYTES = 65536
 
 logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--preemption_file`` and ``--preemption_url``."""
+    parser.add_argument(
+        "--preemption_file",
+        type=Path,
+        metavar="FILE",
+        help="leave as soon as this file exists",
+    )
+    parser.add_argument(
+        "--preemption_url",
+        metavar="URL",
+        help="leave as soon as this page, asked every second, is found and says "
+        "anything but FALSE: a cloud's notice of preemption",
+    )
 
 
 async def preempted(file: Path | None, url: str | None) -> str:
