@@ -34,6 +34,23 @@ def test_the_oracle_sees_a_microbatch_that_is_counted_twice(monkeypatch):
         run_schedule(Schedule((1, 2), 1, ()))
 
 
+def test_the_oracle_sees_a_fault_that_crashes_what_it_strikes(monkeypatch):
+    async def crash(server, timeout_s):
+        raise RuntimeError("drain crashed")
+
+    monkeypatch.setattr("swarm_jax.roles.stage_server.StageServer.drain", crash)
+    drain = Fault("drain", 0, 0, "relay", 3, 0.0, 0.0)
+    assert "drain crashed" in failure(Schedule((2, 2), 1, (drain,)))
+
+
+def test_the_oracle_sees_steps_without_a_record(monkeypatch):
+    monkeypatch.setattr(
+        "swarm_jax.sim.swarm.Records.write", lambda self, **record: None
+    )
+    with pytest.raises(Broken, match="expected=0"):
+        run_schedule(Schedule((1, 1), 1, ()))
+
+
 def _keep_the_sum(compute):
     import numpy as np
 
