@@ -2,6 +2,7 @@
 # make test    sets everything up and passes the tests
 # make setup   only sets everything up, in .venv
 # make chaos   random faults on virtual time (SEEDS=0:500)
+# make soak    trains for 5 minutes while peers are killed every 5 s (SEED=1)
 # make fuzz    feeds damaged bytes to all that parses the network (CASES=N per target)
 #
 # DEVICE=cuda13     jax for NVIDIA cards (also: cuda12, tpu); default: cpu
@@ -17,6 +18,7 @@ CONFIG ?= configs/tiny.py
 WORKDIR ?= runs/tiny
 ARGS ?=
 SEEDS ?= 0:500
+SEED ?= 1
 CASES ?= 300000
 TORCH_INDEX ?=
 
@@ -25,7 +27,7 @@ PIP = $(RUN) -m pip install --quiet --disable-pip-version-check
 # Tests run side by side, one thread each, and never on a card.
 PYTEST = PJRT_NPROC=1 OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu $(RUN) -m pytest -n auto -q
 
-.PHONY: setup train test chaos fuzz
+.PHONY: setup train test chaos soak fuzz
 
 setup: .venv/.installed-$(DEVICE)
 
@@ -53,6 +55,11 @@ test: setup
 
 chaos: setup
 	$(RUN) -m scripts.chaos --seeds $(SEEDS)
+
+soak: setup
+	$(RUN) -m scripts.launch --config $(CONFIG) --workdir runs/soak --overwrite \
+		--device $(DEVICE) --peers-per-stage 3 --duration 300 --kill-every 5 \
+		--seed $(SEED) $(ARGS)
 
 fuzz: setup
 	$(PIP) -r requirements-fuzz.txt

@@ -3,7 +3,10 @@
     python -m scripts.launch --config configs/tiny.py --workdir runs/tiny
 
 All are separate processes that talk over the network, as they would between machines.
-Ctrl-C stops them all.
+Ctrl-C stops them all. To see what the swarm survives:
+
+    python -m scripts.launch --config configs/tiny.py --workdir runs/soak \\
+        --peers-per-stage 3 --duration 300 --kill-every 5 --seed 1
 """
 
 import sys
@@ -13,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from swarm_jax.errors import ConfigError
-from swarm_jax.launcher import flags
+from swarm_jax.launcher import flags, soak_options
 from swarm_jax.launcher.processes import ProcessDied
 from swarm_jax.launcher.swarm import LocalSwarm, prepare_workdir
 
@@ -22,7 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = flags.Parser(prog="scripts.launch", description=__doc__)
     flags.add_experiment(parser)
     parser.add_argument(
-        "--workdir", type=Path, required=True, metavar="FOLDER", help="run folder"
+        "--workdir",
+        type=Path,
+        metavar="FOLDER",
+        help="run folder (default: runs/ and the experiment's run_id)",
     )
     parser.add_argument(
         "--overwrite",
@@ -36,23 +42,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="stage servers of each stage (default: %(default)s)",
     )
+    soak_options.add_arguments(parser)
     flags.add_device(parser, default="cpu")
     flags.add_tensorboard(parser)
     flags.add_cache_dir(parser)
     args = parser.parse_args(argv)
     if args.peers_per_stage < 1:
         raise ConfigError(f"--peers-per-stage {args.peers_per_stage}: use 1 or more")
+    churn = soak_options.churn_settings(args)
+    soak_options.enough_steps(args, flags.experiment(args).steps)
     config = flags.experiment(args)
-    prepare_workdir(args.workdir, args.overwrite)
+    workdir = args.workdir or Path("runs") / config.run_id
+    prepare_workdir(workdir, args.overwrite)
     swarm = LocalSwarm(
         experiment=flags.experiment_arguments(args),
         num_stages=config.swarm.num_stages,
         steps=config.steps,
-        workdir=args.workdir,
+        workdir=workdir,
         cache_dir=args.cache_dir,
         peers_per_stage=args.peers_per_stage,
         device=args.device,
         tensorboard=args.tensorboard,
+        duration_s=args.duration,
+        churn=churn,
     )
     try:
         swarm.run(Console(highlight=False))

@@ -4,6 +4,12 @@ flags.py         options that the scripts share; errors as one line
 environment.py   threads, devices and caches of each process
 processes.py     child processes: logs, deaths, stopping
 swarm.py         bootstrap, stage servers and trainer of one run
+churn.py         seeded plan of faults: who gets which signal, and when
+roster.py        servers and trainers of a soak: signals, deaths, replacements
+soak.py          a run of so many seconds under faults, watched
+soak_options.py  its options
+figures.py       recovery, throughput and losses of a soak
+control.py       plain training of the same steps, for comparison
 preemption.py    waits for a cloud's notice of preemption
 commands.py      the exact commands for the next machine
 progress.py      what the terminal shows while a run goes on

@@ -38,6 +38,11 @@ STARTUP_S = 8.0
 SERVING_STATES = ("ONLINE",)
 
 
+def swarm_file(trainer: str) -> str:
+    """Name of the file to which a trainer writes the swarm as it sees it."""
+    return "swarm.jsonl" if trainer == "trainer" else f"swarm-{trainer}.jsonl"
+
+
 class Follower:
     """Reads a growing JSON-lines file: each complete line once, when it is there."""
 
@@ -86,6 +91,11 @@ class RunView:
         self.trainer = record
         self._expected += record["microbatches_expected"]
         self._counted += record["microbatches_counted_once"]
+
+    def add_swarm(self, record: dict[str, Any]) -> None:
+        """Takes a line of swarm.jsonl; of a trainer that stands by, only for want."""
+        if record["step"] or not self.swarm.get("step"):
+            self.swarm = record
 
     def step_line(self) -> str:
         """Step, losses, speed and share of microbatches counted, in one line."""
@@ -145,8 +155,10 @@ class Display:
     ):
         self._view = view
         self._console = console
-        self._steps = Follower(metrics_dir / "trainer.jsonl")
-        self._swarm = Follower(metrics_dir / "swarm.jsonl")
+        self._metrics_dir = metrics_dir
+        self._steps: dict[str, Follower] = {}
+        self._swarms: dict[str, Follower] = {}
+        self.follow("trainer")
         self._printed: dict[str, str] = {}
         self._next_line_s = 0.0
         self._started_s = time.monotonic() + startup_s
@@ -166,14 +178,22 @@ class Display:
 
     def update(self, final: bool = False) -> None:
         """Reads what is new; prints it if there is no terminal."""
-        for record in self._steps.read():
-            self._view.add_step(record)
-        for record in self._swarm.read():
-            self._view.swarm = record
+        for steps in self._steps.values():
+            for record in steps.read():
+                self._view.add_step(record)
+        for swarm in self._swarms.values():
+            for record in swarm.read():
+                self._view.add_swarm(record)
         if self._view.step or time.monotonic() >= self._started_s:
             self._view.waiting = self._view.swarm.get("waiting")
         if self._live is None:
             self._print_lines(final)
+
+    def follow(self, trainer: str) -> None:
+        """Reads the files of another trainer too; of one that is followed: nothing."""
+        if trainer not in self._steps:
+            self._steps[trainer] = Follower(self._metrics_dir / f"{trainer}.jsonl")
+            self._swarms[trainer] = Follower(self._metrics_dir / swarm_file(trainer))
 
     def notice(self, text: str) -> None:
         """Shows, from now on, that something is wrong."""

@@ -1,15 +1,21 @@
 """One run on one machine: a bootstrap, stage servers and a trainer, until its end."""
 
+import json
 import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from swarm_jax.errors import ConfigError
+from swarm_jax.launcher.churn import ChurnSettings
+from swarm_jax.launcher.control import control_losses
 from swarm_jax.launcher.environment import peer_environments, process_environment
+from swarm_jax.launcher.figures import loss_difference
 from swarm_jax.launcher.flags import EXIT_BAD_INPUT
 from swarm_jax.launcher.processes import (
     Child,
@@ -21,8 +27,10 @@ from swarm_jax.launcher.processes import (
     wait_ready,
 )
 from swarm_jax.launcher.progress import Display, RunView
+from swarm_jax.launcher.roster import Roster
+from swarm_jax.launcher.soak import Soak
 from swarm_jax.launcher.summary import finish_summary, summary_table
-from swarm_jax.metrics import make_workdir
+from swarm_jax.metrics import make_workdir, write_json
 
 LOOPBACK = ("--host_maddrs", "/ip4/127.0.0.1/tcp/0")
 BOOTSTRAP_FILE = "bootstrap.json"
@@ -32,6 +40,7 @@ REFRESH_S = 0.2
 RUN_FILES = (
     *("metrics/*.jsonl", "tensorboard/*", "logs/*.log", "compare.png"),
     *("summary.json", "config.json", BOOTSTRAP_FILE),
+    *("control/metrics/*.jsonl", "control/summary.json", "control/config.json"),
 )
 """What a run writes into its folder, and all that ``--overwrite`` removes from it."""
 
@@ -48,6 +57,8 @@ class LocalSwarm:
         peers_per_stage: Stage servers of each stage.
         device: Key of ``flags.PLATFORMS``.
         tensorboard: Write the steps' figures for TensorBoard too.
+        duration_s: End after so long, whatever ``steps`` says; None: after the steps.
+        churn: Kill and stop peers meanwhile; needs ``duration_s``.
     """
 
     experiment: Sequence[str]
@@ -58,6 +69,8 @@ class LocalSwarm:
     peers_per_stage: int = 2
     device: str = "cpu"
     tensorboard: bool = False
+    duration_s: float | None = None
+    churn: ChurnSettings | None = None
 
     def run(self, console: Console) -> None:
         """Trains to the end, then prints the summary. Leaves no process behind.
@@ -68,15 +81,75 @@ class LocalSwarm:
         """
         started_s = time.monotonic()
         _exit_on(signal.SIGTERM, signal.SIGHUP)
+        if self.duration_s is None:
+            self._run_steps(console)
+        else:
+            self._run_soak(self.duration_s, console)
+        summary = finish_summary(self.workdir, time.monotonic() - started_s)
+        console.print(summary_table(summary, self.workdir))
+
+    def _run_steps(self, console: Console) -> None:
         with Processes(self.workdir / "logs") as processes:
             bootstrap, initial_peers = self._start_bootstrap(processes)
-            servers = self._start_servers(processes, initial_peers)
-            trainer = self._start_trainer(processes, initial_peers)
+            servers = [
+                self._start_server(processes, initial_peers, stage, replica)
+                for stage in range(self.num_stages)
+                for replica in range(self.peers_per_stage)
+            ]
+            trainer = self._start_trainer(processes, initial_peers, "trainer")
             self._watch(bootstrap, servers, trainer, console)
         if not (self.workdir / "summary.json").exists():
             raise ProcessDied(f"No summary was written.\n{trainer.obituary()}")
-        summary = finish_summary(self.workdir, time.monotonic() - started_s)
-        console.print(summary_table(summary, self.workdir))
+
+    def _run_soak(self, duration_s: float, console: Console) -> None:
+        """Trains for so long, under faults if any are asked for, then the control."""
+        with Processes(self.workdir / "logs") as processes:
+            bootstrap, initial_peers = self._start_bootstrap(processes)
+            roster = Roster(
+                partial(self._start_server, processes, initial_peers),
+                partial(self._start_trainer, processes, initial_peers),
+            )
+            for _ in range(self.peers_per_stage):
+                for stage in range(self.num_stages):
+                    roster.start(stage)
+            for _ in range(1 if self.churn is None else 2):
+                roster.start(None)
+            soak = Soak(
+                roster,
+                bootstrap,
+                self.workdir,
+                duration_s=duration_s,
+                churn=self.churn,
+                num_stages=self.num_stages,
+                peers_per_stage=self.peers_per_stage,
+            )
+            soak.watch(self._run_view(len(roster.servers())), console)
+        summary = soak.summary()
+        if self.churn is not None:
+            summary |= self._against_control(soak.losses(), console)
+        path = self.workdir / "summary.json"
+        finished = json.loads(path.read_text()) if path.exists() else {}
+        write_json(path, finished | summary)
+
+    def _against_control(
+        self, losses: dict[int, float], console: Console
+    ) -> dict[str, Any]:
+        """Trains the same steps in one process; the losses' largest difference."""
+        if not losses:
+            return {"loss_vs_control": None, "loss_vs_control_reason": "no step closed"}
+        steps = max(losses)
+        console.print(f"control: the same {steps} steps in one process")
+        try:
+            control = control_losses(
+                self.experiment, steps, self.workdir, self.device, self.cache_dir
+            )
+        except ProcessDied as error:
+            return {"loss_vs_control": None, "loss_vs_control_reason": str(error)}
+        return {"loss_vs_control": loss_difference(losses, control)}
+
+    def _run_view(self, servers: int) -> RunView:
+        headline = f"starting {servers} stage servers and a trainer; logs: "
+        return RunView(self.steps, headline + str(self.workdir / "logs"))
 
     def _start_bootstrap(self, processes: Processes) -> tuple[Child, list[str]]:
         ready_file = self.workdir / BOOTSTRAP_FILE
@@ -89,33 +162,38 @@ class LocalSwarm:
         ready = wait_ready(bootstrap, ready_file, BOOTSTRAP_TIMEOUT_S)
         return bootstrap, ready["initial_peers"]
 
-    def _start_servers(
-        self, processes: Processes, initial_peers: Sequence[str]
-    ) -> list[Child]:
+    def _start_server(
+        self,
+        processes: Processes,
+        initial_peers: Sequence[str],
+        stage: int,
+        replica: int,
+    ) -> Child:
+        """Starts a server; one with a number beyond the first takes another's place."""
         peers = self.num_stages * self.peers_per_stage
         environments = peer_environments(self.device, peers, self.cache_dir)
-        servers = []
-        for index, environment in enumerate(environments):
-            stage, replica = divmod(index, self.peers_per_stage)
-            name = f"stage{stage}-{replica}"
-            arguments = [
-                *self._worker_arguments(name, initial_peers),
-                *("--stage", str(stage), "--device", self.device),
-            ]
-            command = module_command("scripts.run_server", arguments)
-            servers.append(processes.start(name, command, environment))
-        return servers
+        place = stage * self.peers_per_stage + replica % self.peers_per_stage
+        name = f"stage{stage}-{replica}"
+        arguments = [
+            *self._worker_arguments(name, initial_peers),
+            *("--stage", str(stage), "--device", self.device),
+        ]
+        command = module_command("scripts.run_server", arguments)
+        return processes.start(name, command, environments[place])
 
     def _start_trainer(
-        self, processes: Processes, initial_peers: Sequence[str]
+        self, processes: Processes, initial_peers: Sequence[str], name: str
     ) -> Child:
+        restart = self.churn is not None and self.churn.kill_whole_stage
+        tensorboard = self.tensorboard and name == "trainer"
         arguments = [
-            *self._worker_arguments("trainer", initial_peers),
+            *self._worker_arguments(name, initial_peers),
             *("--device", "cpu", "--cache_dir", str(self.cache_dir)),
-            *(("--tensorboard",) if self.tensorboard else ()),
+            *(("--tensorboard",) if tensorboard else ()),
+            *(("--restart_if_lost",) if restart else ()),
         ]
         return processes.start(
-            "trainer",
+            name,
             module_command("scripts.run_trainer", arguments),
             process_environment(self.cache_dir),
         )
@@ -136,8 +214,7 @@ class LocalSwarm:
         console: Console,
     ) -> None:
         """Shows progress until the trainer has ended well."""
-        headline = f"starting {len(servers)} stage servers and a trainer; logs: "
-        view = RunView(self.steps, headline + str(self.workdir / "logs"))
+        view = self._run_view(len(servers))
         reported: set[str] = set()
         with Display(view, self.workdir / "metrics", console) as display:
             while trainer.exit_code is None:
