@@ -35,6 +35,9 @@ PLAIN_PERIOD_S = 5.0
 STARTUP_S = 8.0
 """How long before the first step nobody is told that peers are missing: they start."""
 
+SILENT_S = 3.0
+"""A leader that has not written how it sees the swarm for so long may be dead."""
+
 SERVING_STATES = ("ONLINE",)
 
 
@@ -91,11 +94,6 @@ class RunView:
         self.trainer = record
         self._expected += record["microbatches_expected"]
         self._counted += record["microbatches_counted_once"]
-
-    def add_swarm(self, record: dict[str, Any]) -> None:
-        """Takes a line of swarm.jsonl; of a trainer that stands by, only for want."""
-        if record["step"] or not self.swarm.get("step"):
-            self.swarm = record
 
     def step_line(self) -> str:
         """Step, losses, speed and share of microbatches counted, in one line."""
@@ -159,6 +157,8 @@ class Display:
         self._steps: dict[str, Follower] = {}
         self._swarms: dict[str, Follower] = {}
         self.follow("trainer")
+        self._leader = "trainer"
+        self._leader_s = time.monotonic()
         self._printed: dict[str, str] = {}
         self._next_line_s = 0.0
         self._started_s = time.monotonic() + startup_s
@@ -178,12 +178,13 @@ class Display:
 
     def update(self, final: bool = False) -> None:
         """Reads what is new; prints it if there is no terminal."""
-        for steps in self._steps.values():
+        for trainer, steps in self._steps.items():
             for record in steps.read():
+                self._leader = trainer
                 self._view.add_step(record)
-        for swarm in self._swarms.values():
+        for trainer, swarm in self._swarms.items():
             for record in swarm.read():
-                self._view.add_swarm(record)
+                self._add_swarm(trainer, record)
         if self._view.step or time.monotonic() >= self._started_s:
             self._view.waiting = self._view.swarm.get("waiting")
         if self._live is None:
@@ -200,6 +201,17 @@ class Display:
         self._view.notices.append(text)
         if self._live is None:
             self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def _add_swarm(self, trainer: str, record: dict[str, Any]) -> None:
+        """Shows the swarm as the leader sees it; as another does, while it is silent.
+
+        What a trainer that stands by waits for is of no interest.
+        """
+        now_s = time.monotonic()
+        if trainer != self._leader and now_s - self._leader_s < SILENT_S:
+            return
+        self._leader, self._leader_s = trainer, now_s
+        self._view.swarm = record
 
     def _context(self) -> AbstractContextManager:
         return self._live or nullcontext()

@@ -197,6 +197,7 @@ def test_nonsense_is_answered_in_one_line_before_anything_starts(launch):
     for arguments in (
         ("--config.swarm.num_stage=2",),
         ("--peers-per-stage", "0"),
+        ("--kill-every", "5"),
         ("--workdir", "/proc/nowhere"),
         ("--wurkdir", "x"),
     ):

@@ -6,6 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
+from swarm_jax.launcher import progress
 from swarm_jax.launcher.progress import Display, Follower, RunView, render
 
 STEP = {
@@ -139,6 +140,34 @@ def test_missing_peers_are_no_news_while_they_start(metrics):
         metrics("trainer", STEP)
         display.update()
         assert "no live peer" in console.file.getvalue()
+
+
+def test_of_several_trainers_the_one_that_closes_steps_is_believed(metrics):
+    console = Console(file=io.StringIO(), width=60)
+    view = RunView(10, "starting")
+    with Display(view, metrics.folder, console, startup_s=0) as display:
+        display.follow("trainer-1")
+        display.follow("trainer-1")
+        metrics("swarm", SWARM | {"step": 1})
+        metrics("swarm-trainer-1", SWARM | {"step": 2})
+        display.update()
+        assert view.swarm["step"] == 1
+        metrics("trainer-1", STEP)
+        metrics("swarm-trainer-1", SWARM | {"step": 3})
+        metrics("swarm", SWARM | {"step": 4})
+        display.update()
+    assert view.swarm["step"] == 3
+    assert console.file.getvalue().count("step 3/10") == 1
+
+
+def test_when_the_leader_is_silent_another_is_believed(metrics, monkeypatch):
+    view = RunView(10, "starting")
+    with Display(view, metrics.folder, Console(file=io.StringIO())) as display:
+        display.follow("trainer-1")
+        monkeypatch.setattr(progress, "SILENT_S", 0.0)
+        metrics("swarm-trainer-1", SWARM | {"step": 2})
+        display.update()
+    assert view.swarm["step"] == 2
 
 
 def test_a_terminal_gets_a_live_picture_that_ends_up_to_date(metrics):

@@ -29,6 +29,10 @@ if behaviour == "die" and args.stage == 0:
 if behaviour == "stubborn":
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+if behaviour == "leave":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+if behaviour == "leave_badly":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Nobody took my sum."))
 (args.workdir / f"{args.name}.ready").touch()
 while True:
     signal.pause()
