@@ -94,7 +94,7 @@ class Leader:
             if not (isinstance(action, Wait) and action.is_lost):
                 self._lost_since_s = None
             match action:
-                case Feed() | Done() if self._journal.validation_due:
+                case Feed() | Done() if self._may_validate(action, reports):
                     await self._validate(reports)
                 case Feed():
                     await self._feed(action, reports)
@@ -237,6 +237,12 @@ class Leader:
         self._journal.skipping(step)
         current = [report.peer for report in reports if report.step == step]
         await self._commit(CommitRecord(step, None), current)
+
+    def _may_validate(self, action: Feed | Done, reports: Collection[Report]) -> bool:
+        """Not while a stage gets a step again: the others must keep its parameters."""
+        newest = max(report.step for report in reports)
+        is_replay = isinstance(action, Feed) and action.step < newest
+        return self._journal.validation_due and not is_replay
 
     async def _validate(self, reports: Collection[Report]) -> None:
         newest = max(reports, key=lambda r: (r.generation, r.step))

@@ -100,7 +100,7 @@ class Leaving:
             await self._view.refresh()
 
     async def _give(self, peer: str) -> bool:
-        request, gradients = await self._changes.read(self._read())
+        request, gradients = await self._changes.run(self._read())
         try:
             reply = await self._calls.call(
                 peer,

@@ -107,7 +107,8 @@ class Relaying:
         The first request of a step proves that all stages have committed the one
         before: its parameters are of no more use.
         """
-        if relay.id.step == self._state.step and self._state.can_replay:
+        is_new = relay.training and relay.id.step == self._state.step
+        if is_new and self._state.can_replay:
             self._state.can_replay = False
             self._compute.forget_previous()
         key = (relay.training, relay.id)

@@ -197,13 +197,13 @@ class StageControl:
         return Message({"status": Status.OK})
 
     async def restart(self, request: RestartRun) -> Message:
-        self._joining.cancel()
         return await self._changes.run(self._restart(request))
 
     async def _restart(self, request: RestartRun) -> Message:
         if not self._state.promise_to(request.round):
             return self._old_round()
         if request.generation > self._state.generation:
+            self._joining.cancel()
             await self._compute.reset()
             self._state.restart(request.generation)
             if self._state.state == JOINING:

@@ -191,6 +191,8 @@ class StageServer:
                 return self._admit_relay(sender, request, specs)
             case HandOver():
                 self._check_hand_over(sender, request, specs)
+            case Prepare(loss_tokens=0):
+                raise BadMessage(sender, "prepares a step without loss tokens")
             case _ if specs:
                 raise BadMessage(sender, f"{request.op} carries no arrays")
         return None
