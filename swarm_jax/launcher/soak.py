@@ -178,10 +178,16 @@ class Soak:
         if self.observed.first_action_s is None:
             self.observed.first_action_s = now_s
         if action.kind in FAULTS:
-            left = figures.smallest_share(self._serving(now_s), self._peers_per_stage)
-            # Where none is left, the first of them that joins makes the swarm whole.
-            left = left or 1 / self._peers_per_stage
-            self.observed.faults.append(Fault(now_s, left))
+            self.observed.faults.append(Fault(now_s, self._share_left(now_s)))
+
+    def _share_left(self, now_s: float) -> float:
+        """Share of serving peers after a fault, in the smallest stage."""
+        online = self._serving(now_s)
+        if not online and self.observed.shares:  # nobody says; only a trainer was taken
+            return self.observed.shares[-1][1]
+        share = figures.smallest_share(online, self._peers_per_stage)
+        # Where none is left, the first one that joins is all that can be hoped for.
+        return share or 1 / self._peers_per_stage
 
     def _replaceable_leader(self, now_s: float) -> str | None:
         """The leading trainer, if another is there and sees the swarm."""
