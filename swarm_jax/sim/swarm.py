@@ -79,7 +79,7 @@ class SimulatedSwarm:
             name=peer,
             stage=stage,
             calls=self.network.calls(peer),
-            directory=self.network.directory(),
+            directory=self.network.directory(peer),
             allreduce=self.network.allreduce(peer),
             compute=compute,
             metrics=self.peer_steps[peer],
@@ -99,7 +99,7 @@ class SimulatedSwarm:
         return Trainer(
             self.config,
             calls=self.network.calls(peer),
-            directory=self.network.directory(),
+            directory=self.network.directory(peer),
             data=self.data,
             steps=self.steps,
             swarm=self.seconds,

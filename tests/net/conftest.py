@@ -217,7 +217,7 @@ def make_local_peer() -> Callable[[], Awaitable[Peer]]:
         return Peer(
             peer_id,
             calls,
-            network.directory(),
+            network.directory(peer_id),
             network.allreduce(peer_id),
             lambda: network.kill(peer_id),
             lambda: network.freeze(peer_id),
