@@ -56,5 +56,5 @@ class Changes:
 
     def note_failure(self, change: asyncio.Future) -> None:
         error = None if change.cancelled() else change.exception()
-        if error and not isinstance(error, ValueError) and not self.broken.done():
+        if error and not self.broken.done():
             self.broken.set_exception(error)

@@ -27,6 +27,10 @@ class Leadership:
 
     Args:
         number: The term's number in the lease.
+
+    Attributes:
+        busy: Peers that are still at a change they were asked for. They get no other
+            request: one with a stuck device would hold up everybody, again and again.
     """
 
     def __init__(
@@ -35,17 +39,53 @@ class Leadership:
         self._calls = calls
         self._swarm = config.swarm_fingerprint()
         self._control_timeout_s = config.tuning.control_timeout_s
+        self._change_timeout_s = config.tuning.relay_timeout_s
+        self._changing: dict[str, asyncio.Task] = {}
         self.round = Round(number, trainer, 0)
 
     def next_round(self) -> None:
         self.round = self.round._replace(pass_=self.round.pass_ + 1)
 
+    @property
+    def busy(self) -> frozenset[str]:
+        return frozenset(self._changing)
+
     async def ask(
-        self, peers: Iterable[str], request: Request, *, more_time_s: float = 0.0
+        self, peers: Iterable[str], request: Request
     ) -> dict[str, Mapping[str, Any]]:
         """Asks all peers the same; see ``ask_each``."""
-        requests = {peer: request for peer in peers}
-        return await self.ask_each(requests, more_time_s=more_time_s)
+        return await self.ask_each({peer: request for peer in peers})
+
+    async def insist(self, peers: Iterable[str], request: Request) -> set[str]:
+        """Asks for a change of parameters or sums; returns who has made it.
+
+        A slow peer (the first update compiles) has ``relay_timeout_s`` for it, but is
+        not waited for so long: see ``busy``.
+
+        Raises:
+            Deposed: One of them follows a newer leader.
+        """
+        requests = {peer: request for peer in peers if peer not in self._changing}
+        tasks = {peer: self._begin(peer, request) for peer in requests}
+        if tasks:
+            await asyncio.wait(tasks.values(), timeout=self._control_timeout_s)
+        headers = {peer: task.result() for peer, task in tasks.items() if task.done()}
+        return accepted(self._checked(requests, headers))
+
+    def _begin(self, peer: str, request: Request) -> asyncio.Task:
+        asking = self._ask(peer, request, self._change_timeout_s)
+        task = self._changing[peer] = asyncio.ensure_future(asking)
+        task.add_done_callback(lambda _: self._changing.pop(peer))
+        return task
+
+    async def finish(self) -> None:
+        """Waits until nobody is busy."""
+        while self._changing:
+            await asyncio.wait(self._changing.values())
+
+    def close(self) -> None:
+        for task in self._changing.values():
+            task.cancel()
 
     async def ask_each(
         self, requests: Mapping[str, Request], *, more_time_s: float = 0.0
@@ -62,11 +102,15 @@ class Leadership:
         headers = await asyncio.gather(
             *(self._ask(peer, r, timeout_s) for peer, r in requests.items())
         )
-        replies = {
-            peer: header
-            for peer, header in zip(requests, headers, strict=True)
-            if header is not None
-        }
+        return self._checked(requests, dict(zip(requests, headers, strict=True)))
+
+    def _checked(
+        self,
+        requests: Mapping[str, Request],
+        headers: Mapping[str, Mapping[str, Any] | None],
+    ) -> dict[str, Mapping[str, Any]]:
+        """The replies that came and are well formed."""
+        replies = {peer: header for peer, header in headers.items() if header}
         for peer, header in list(replies.items()):
             try:
                 if header.get("status") == Status.OLD_ROUND:
