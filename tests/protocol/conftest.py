@@ -77,8 +77,9 @@ class Run:
         slow_s: Seconds of a peer's next operation of a name, once.
     """
 
-    def __init__(self, peers, *, steps: int = 3, **tuning):
+    def __init__(self, peers, *, steps: int = 3, on_nonfinite="stop", **tuning):
         self.config = config = modelled_config(num_stages=len(peers), steps=steps)
+        config.swarm.on_nonfinite = on_nonfinite
         for name, value in tuning.items():
             setattr(config.tuning, name, value)
         self.swarm = SimulatedSwarm(
