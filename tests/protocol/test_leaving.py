@@ -12,6 +12,7 @@ async def with_counting_going_on(changes, change):
 def test_a_hand_over_is_of_what_its_ledger_says(rule, play):
     """stage0-0 leaves while its device adds a gradient, and gives up waiting for it.
 
+    The trainer stands still meanwhile, or its next round would forbid the hand-over.
     Off: the sum that it hands over holds a gradient that its ledger lacks.
     """
     rule.off(Changes, "run", with_counting_going_on)
@@ -21,7 +22,9 @@ def test_a_hand_over_is_of_what_its_ledger_says(rule, play):
         await run.until(lambda: server.state.step == 1 and server.state.ledger.counted)
         run.slow_s["stage0-0", "backward"] = 8.0
         await run.until(lambda: server.state.settling)
+        run.network.freeze("trainer-a")
         assert await server.drain(12.0)
+        run.network.thaw("trainer-a")
         await server.leave()
         run.kill("stage0-0")
 
