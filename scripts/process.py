@@ -83,22 +83,31 @@ async def until_stopped(
     *,
     notice: Awaitable[str] | None = None,
     leave: Callable[[], Awaitable[object]] | None = None,
-) -> T | None:
-    """Runs ``work`` to its end; None when SIGINT, SIGTERM or a notice ended it.
+) -> T | signal.Signals | None:
+    """Runs ``work`` to its end, or until a signal or a notice ends it.
 
     Args:
         notice: Ends when this machine is about to be taken away.
         leave: Called then, while ``work`` goes on, and waited for. A second signal, or
             SIGHUP, ends it at once.
 
+    Returns:
+        What ``work`` gave, or the first signal; None after a notice.
+
     Raises:
         StartupError: The network daemon died under it.
     """
     stop, now = asyncio.Event(), asyncio.Event()
+    heard: list[signal.Signals] = []
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: (now if stop.is_set() else stop).set())
-    loop.add_signal_handler(signal.SIGHUP, now.set)
+
+    def hear(number: signal.Signals) -> None:
+        at_once = heard or number == signal.SIGHUP
+        heard.append(number)
+        (now if at_once else stop).set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, hear, number)
     working, dying = asyncio.ensure_future(work), asyncio.ensure_future(node.died())
     ended = [working, dying, asyncio.ensure_future(now.wait())]
     asked = [asyncio.ensure_future(stop.wait())]
@@ -113,7 +122,7 @@ async def until_stopped(
             return _result(working)
         if dying.done():
             raise StartupError(dying.result())
-        return None
+        return heard[0] if heard else None
     finally:
         for task in (*ended, *asked):
             task.cancel()
