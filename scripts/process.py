@@ -19,6 +19,7 @@ from swarm_jax.net.hivemind_allreduce import HivemindAllReduce
 from swarm_jax.net.hivemind_calls import HivemindCalls
 from swarm_jax.net.hivemind_directory import HivemindDirectory
 from swarm_jax.net.hivemind_node import HivemindNode, start_node
+from swarm_jax.net.wire import SILENT_HEARTBEATS
 from swarm_jax.roles.messages import Status, refusal
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ async def joined(
         host_maddrs=args.host_maddrs,
         announce_maddrs=args.announce_maddrs,
         identity_path=args.identity_path,
+        silence_s=SILENT_HEARTBEATS * config.tuning.heartbeat_s,
         bans=Bans(config.tuning.ban_s, config.tuning.max_ban_s),
     )
     protocol = f"swarm_jax.{config.run_id}.{config.swarm_fingerprint()}"

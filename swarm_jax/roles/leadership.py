@@ -9,7 +9,14 @@ from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.ids import Round
 from swarm_jax.errors import PeerError
 from swarm_jax.net.protocols import Message, PeerCalls
-from swarm_jax.roles.messages import MalformedHeader, Request, Status, read, to_header
+from swarm_jax.roles.messages import (
+    Collect,
+    MalformedHeader,
+    Request,
+    Status,
+    read,
+    to_header,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +34,9 @@ class Leadership:
 
     Args:
         number: The term's number in the lease.
+
+    Attributes:
+        silent: Peers that did not answer in this round.
     """
 
     def __init__(
@@ -35,10 +45,51 @@ class Leadership:
         self._calls = calls
         self._swarm = config.swarm_fingerprint()
         self._control_timeout_s = config.tuning.control_timeout_s
+        self._collecting: dict[str, asyncio.Task] = {}
+        self.silent: frozenset[str] = frozenset()
         self.round = Round(number, trainer, 0)
 
     def next_round(self) -> None:
         self.round = self.round._replace(pass_=self.round.pass_ + 1)
+
+    def close(self) -> None:
+        for task in self._collecting.values():
+            task.cancel()
+
+    async def collect(self, peers: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+        """Begins a round: asks all peers where they are; returns who answered what.
+
+        A peer that was silent is asked again, but nobody waits for it before it has
+        answered: a frozen one would hold up every round as long as the first.
+
+        Raises:
+            Deposed: One of them follows a newer leader.
+        """
+        self.next_round()
+        request = Collect(round=self.round)
+        peers = sorted(peers)
+        asked = {p: self._collect(p, request) for p in peers if p not in self._collecting}
+        awaited = [task for p, task in asked.items() if p not in self.silent]
+        if asked:
+            await asyncio.wait(awaited or asked.values())
+        replies = {p: task.result() for p, task in asked.items() if task.done()}
+        replies = self._checked(replies)
+        self.silent = frozenset(peers) - replies.keys()
+        return replies
+
+    def _collect(self, peer: str, request: Collect) -> asyncio.Task:
+        task = asyncio.ensure_future(self._ask(peer, request, self._control_timeout_s))
+
+        def answered(task: asyncio.Task) -> None:
+            del self._collecting[peer]
+            if task.cancelled() or task.exception():
+                return
+            if task.result() is not None:
+                self.silent -= {peer}
+
+        task.add_done_callback(answered)
+        self._collecting[peer] = task
+        return task
 
     async def ask(
         self, peers: Iterable[str], request: Request, *, more_time_s: float = 0.0
@@ -62,17 +113,19 @@ class Leadership:
         headers = await asyncio.gather(
             *(self._ask(peer, r, timeout_s) for peer, r in requests.items())
         )
-        replies = {
-            peer: header
-            for peer, header in zip(requests, headers, strict=True)
-            if header is not None
-        }
+        return self._checked(dict(zip(requests, headers, strict=True)))
+
+    def _checked(
+        self, headers: Mapping[str, Mapping[str, Any] | None]
+    ) -> dict[str, Mapping[str, Any]]:
+        """The answers, without those that are none."""
+        replies = {p: header for p, header in headers.items() if header is not None}
         for peer, header in list(replies.items()):
             try:
                 if header.get("status") == Status.OLD_ROUND:
                     self.check_promise(read(header, "promise", "Round"))
             except MalformedHeader as error:
-                logger.warning("%s: answer of %s: %s", requests[peer].op, peer, error)
+                logger.warning("answer of %s: %s", peer, error)
                 del replies[peer]
         return replies
 
@@ -83,7 +136,8 @@ class Leadership:
         try:
             return (await self._calls.call(peer, message, timeout_s=timeout_s)).header
         except PeerError as error:
-            logger.info("%s: no answer: %s", request.op, error)
+            level = logging.DEBUG if peer in self.silent else logging.INFO
+            logger.log(level, "%s: no answer: %s", request.op, error)
             return None
 
     def check_promise(self, promise: Round) -> None:
