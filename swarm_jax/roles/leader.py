@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.closing import (
@@ -24,7 +25,6 @@ from swarm_jax.roles.feeding import Data, Feeder
 from swarm_jax.roles.journal import Journal
 from swarm_jax.roles.leadership import Leadership, accepted
 from swarm_jax.roles.messages import (
-    Collect,
     Commit,
     DropSum,
     MalformedHeader,
@@ -120,10 +120,7 @@ class Leader:
                     return
 
     async def _collect(self) -> list[Report]:
-        self._leadership.next_round()
-        peers = set(self._view.everyone()) - self._leadership.busy
-        request = Collect(round=self._leadership.round)
-        replies = await self._leadership.ask(sorted(peers), request)
+        replies = await self._leadership.collect(self._view.everyone())
         reports = []
         for peer in accepted(replies):
             try:
@@ -144,9 +141,10 @@ class Leader:
             raise MalformedHeader("its ledger does not fit the step")
 
     async def _feed(self, action: Feed, reports: Collection[Report]) -> None:
+        """Sends nothing to who is silent: what it counts could not be closed with."""
         self._journal.feeding(action.step)
         failures = await self._feeder.feed(
-            action,
+            replace(action, avoid=action.avoid | self._leadership.silent),
             self._leadership.round,
             self._journal.answered,
         )
@@ -267,7 +265,7 @@ class Leader:
     async def _validate(self, reports: Collection[Report]) -> None:
         newest = max(reports, key=lambda r: (r.generation, r.step))
         loss, failures = await self._feeder.validation_loss(
-            newest.step, newest.generation, self._leadership.round
+            newest, self._leadership.round, self._leadership.silent
         )
         for failure in failures:
             match failure:

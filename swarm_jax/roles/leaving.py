@@ -98,7 +98,7 @@ class Leaving:
             # A prepared gradient is about to be committed, and the sum with it.
             if not state.can_commit:
                 for peer in self._view.online(state.stage):
-                    if await self._give(peer):
+                    if peer != self._calls.peer_id and await self._give(peer):
                         return
             await asyncio.sleep(RETRY_S)
             await self._view.refresh()

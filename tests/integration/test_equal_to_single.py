@@ -147,6 +147,11 @@ def test_a_frozen_peer_is_left_and_wakes_without_harm(swarm):
 @pytest.mark.integration
 def test_another_trainer_takes_over_and_a_late_peer_joins(swarm):
     swarm.start_bootstrap()
+    ready = str(swarm.workdir / "leaver.ready.json")
+    leaver = swarm.start_trainer("--ready_file", ready, name="leaver")
+    swarm.wait_for({"leaver": leaver})
+    leaver.popen.terminate()
+    swarm.finish(leaver)
     servers = start_servers(swarm, peers_per_stage=1)
     first = swarm.start_trainer(name="first")
     swarm.wait_for_steps(2, first, "first")

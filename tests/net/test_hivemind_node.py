@@ -198,6 +198,17 @@ async def test_the_death_of_the_daemon_is_noticed():
     await node.close()
 
 
+async def test_a_frozen_node_holds_up_a_read_no_longer_than_told():
+    frozen = await start_node()
+    node = await start_node(initial_peers=frozen.visible_maddrs(), silence_s=0.2)
+    os.kill(frozen.daemon_pid, signal.SIGSTOP)
+    async with asyncio.timeout(2.5):  # hivemind's own patience is 3 s
+        await node.dht.get("anything", latest=True)
+    os.kill(frozen.daemon_pid, signal.SIGCONT)
+    await node.close()
+    await frozen.close()
+
+
 @pytest.mark.parametrize("after_s", [0.0, 0.02, 0.05, 0.1, 0.2])
 async def test_a_start_that_is_cancelled_leaves_nothing(after_s):
     starting = asyncio.ensure_future(start_node())
