@@ -161,7 +161,8 @@ class Run:
             self.start_trainer(name)
         try:
             async with asyncio.timeout(deadline_s):
-                await self.until(lambda: any(t.done() for t in self.trainers.values()))
+                while not any(task.done() for task in self.trainers.values()):
+                    await asyncio.sleep(0.1)
             for task in self.trainers.values():
                 if task.done():
                     task.result()
