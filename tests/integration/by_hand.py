@@ -27,6 +27,7 @@ class SwarmByHand:
         peers: What the next process is told as ``--initial_peers``.
         servers: By name, ``stage1-...``; each saves its parameters after the last step.
         trainers: By name, in the order in which they were started.
+        addresses: Options that say where a process listens, by its name.
     """
 
     def __init__(
@@ -37,23 +38,22 @@ class SwarmByHand:
         self.peers: list[str] = []
         self.servers: dict[str, Child] = {}
         self.trainers: dict[str, Child] = {}
+        self.addresses = lambda name: ["--host_maddrs", LOOPBACK]
         self._cache_dir = cache_dir
         self._processes = processes
         self._environment = process_environment(cache_dir) | {MARK: str(workdir)}
 
     def start_bootstrap(self) -> Child:
         ready = self.workdir / "bootstrap.json"
-        arguments = [*self.experiment, "--host_maddrs", LOOPBACK]
+        arguments = [*self.experiment, *self.addresses("bootstrap")]
         arguments += ["--ready_file", str(ready)]
         child = self._start("bootstrap", "scripts.run_dht", arguments)
         self.peers = wait_ready(child, ready, START_TIMEOUT_S)["initial_peers"]
         return child
 
-    def start_server(
-        self, name: str, *arguments: str, host_maddrs: str = LOOPBACK
-    ) -> Child:
+    def start_server(self, name: str, *arguments: str) -> Child:
         """Starts a peer of the stage that its name begins with."""
-        worker = [*self._worker(name, host_maddrs), "--stage", name[len("stage")]]
+        worker = [*self._worker(name), "--stage", name[len("stage")]]
         worker += ["--save_parameters", str(self._saved(name))]
         worker += ["--ready_file", str(self._ready(name)), *arguments]
         self.servers[name] = self._start(name, "scripts.run_server", worker)
@@ -143,10 +143,10 @@ class SwarmByHand:
         command = module_command(module, arguments)
         return self._processes.start(name, command, self._environment)
 
-    def _worker(self, name: str, host_maddrs: str = LOOPBACK) -> list[str]:
+    def _worker(self, name: str) -> list[str]:
         return [
             *self.experiment,
             *("--initial_peers", *self.peers),
-            *("--host_maddrs", host_maddrs),
+            *self.addresses(name),
             *("--workdir", str(self.workdir), "--name", name),
         ]
