@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from scripts import signal_at
 from swarm_jax.errors import Diverged
 from swarm_jax.launcher import flags
 from swarm_jax.metrics import (
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="when a stage's state is gone with all its peers, start again from step 0 "
         "(default: wait for one of them to come back; type restart to go on)",
     )
+    signal_at.add_argument(parser)
     flags.add_network(parser)
     flags.add_process(parser)
     flags.add_worker(parser, name="trainer")
@@ -73,7 +75,7 @@ async def train(args, config) -> int:
         print(f"Another trainer, to stand by: {another}", flush=True)
         trainer = Trainer(
             config,
-            calls=network.calls,
+            calls=signal_at.watched(network.calls, args.signal_at),
             directory=network.directory,
             data=data,
             steps=steps,

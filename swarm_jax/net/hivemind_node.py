@@ -6,7 +6,8 @@ go wrong at the start becomes a ``StartupError`` that says what to change.
 It leans on private parts of the pinned hivemind: ``P2P._child``, because ``is_alive``
 stays true when p2pd dies; ``P2P._UNIX_SOCKET_PREFIX``, because a p2pd that fails or is
 killed leaves its sockets behind; ``P2P._make_process_args``, so that p2pd dies with us;
-``P2P._client``, because ``stream_open`` leaks the socket of a dial that fails.
+``P2P._client``, because ``stream_open`` leaks the socket of a dial that fails, and
+because nobody awaits the tasks of its connection.
 """
 
 import asyncio
@@ -244,6 +245,12 @@ async def start_node(
             )
             guard.watch(dht)
             dht.protocol.wait_timeout = silence_s  # not at the start, which is slow
+            # They fail when the daemon dies, which ``died`` tells; nobody awaits them.
+            for task in (
+                p2p._client.control._read_task,
+                p2p._client.control._write_task,
+            ):
+                task.add_done_callback(_retrieve)
             maddrs = [str(maddr) for maddr in await p2p.get_visible_maddrs()]
             return HivemindNode(p2p, dht, folder, maddrs, bans or Bans())
     except BaseException as error:
@@ -255,6 +262,12 @@ async def start_node(
         else:
             raise
         raise await _explain(text, initial_peers, identity_path) from error
+
+
+def _retrieve(task: asyncio.Task) -> None:
+    """Or asyncio prints a traceback when the task is collected."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _daemon_class(folder: SocketFolder, daemons: list[P2P]) -> type[P2P]:
