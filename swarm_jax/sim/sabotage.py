@@ -137,12 +137,12 @@ class Saboteur:
             case "crash" | "crash_alone" if victim in self._world.trainers:
                 self._world.kill_trainer(victim)
                 self._later(fault.for_s, self._world.start_trainer)
-            case "crash" if self._is_spare(victim):
+            case "crash" if self._has_mate(victim):
                 self._swarm.kill_now(victim)
             case "crash_alone":
                 self._swarm.kill_now(victim)
                 self._later(fault.for_s, lambda: self._world.start_peer(fault.stage))
-            case "drain" if self._is_spare(victim):
+            case "drain" if victim not in self._leaving and self._has_mate(victim):
                 self._do(self._drain(victim))
             case _:
                 return False
@@ -159,20 +159,21 @@ class Saboteur:
             server.state.state = ONLINE  # nobody could take over: it stays
             self._leaving.discard(peer)
 
-    def _is_spare(self, peer: str) -> bool:
+    def _has_mate(self, peer: str) -> bool:
         """Whether its stage keeps another peer of the newest step without it."""
-        if peer not in self._swarm.alive or peer in self._leaving:
+        if peer not in self._swarm.alive:
             return False
         stage = self._swarm.servers[peer].state.stage
-        mates = {
+        peers = {
             name: server.state
             for name, server in self._swarm.alive.items()
-            if server.state.stage == stage and name not in self._leaving
+            if server.state.stage == stage
         }
-        newest = max(state.step for state in mates.values())
+        newest = max(state.step for state in peers.values())
         return any(
-            name != peer and state.state == ONLINE and state.step == newest
-            for name, state in mates.items()
+            state.state == ONLINE and state.step == newest
+            for name, state in peers.items()
+            if name != peer and name not in self._leaving
         )
 
     def _later(self, delay_s: float, action: Callable[[], Any]) -> None:
