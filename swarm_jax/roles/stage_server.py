@@ -168,6 +168,16 @@ class StageServer:
             self._joining.cancel()
             self._snapshots.close()
 
+    @property
+    def holds(self) -> dict[str, int]:
+        """What is in progress or kept for others, by name: its memory, in short."""
+        return {
+            "microbatches": len(self._relaying),
+            "gradients under way": len(self.state.settling),
+            "counted": len(self.state.ledger),
+            "snapshots": len(self._snapshots),
+        }
+
     async def drain(self, timeout_s: float) -> bool:
         """Leaves without a loss; False if nobody took over in time."""
         return await self._leaving.drain(timeout_s)
