@@ -281,8 +281,10 @@ class Leader:
 
     async def _wait(self, action: Wait) -> None:
         names = ", ".join(map(str, action.stages))
+        reason = action.reason
         busy = sorted(peer[-6:] for peer in self._leadership.busy)
         if busy:
+            reason = "no peer is ready"
             advice = f"Still at what they were asked to do: {', '.join(busy)}"
         elif action.is_lost:
             advice = (
@@ -292,7 +294,7 @@ class Leader:
         else:
             advice = f"Start a peer: {self._server_command(min(action.stages))}"
         stages = "stage" if len(action.stages) == 1 else "stages"
-        self._journal.waiting(f"Waiting: {stages} {names}: {action.reason}. {advice}")
+        self._journal.waiting(f"Waiting: {stages} {names}: {reason}. {advice}")
         await asyncio.sleep(WAIT_S)
         await self._view.refresh()
 
