@@ -17,7 +17,7 @@ import pytest
 
 from swarm_jax.core.reports import ONLINE
 from swarm_jax.errors import SwarmError
-from swarm_jax.net.local import Event
+from swarm_jax.net.local import Event, LocalNetwork
 from swarm_jax.sim.clock import run_virtual
 from swarm_jax.sim.modelled import (
     DURATIONS_S,
@@ -30,6 +30,8 @@ from swarm_jax.sim.swarm import SimulatedSwarm
 RIGHT = "right"
 NOT_FINISHED = "not finished"
 TRAINER = "trainer-a"
+LATENCY_S = 0.001
+"""Without it a swarm that goes round in circles does so in no time at all."""
 
 
 class Rule:
@@ -82,13 +84,17 @@ class Run:
         config.swarm.on_nonfinite = on_nonfinite
         for name, value in tuning.items():
             setattr(config.tuning, name, value)
+        self.network = LocalNetwork(
+            heartbeat_s=config.tuning.heartbeat_s,
+            latency_s=lambda sender, receiver: LATENCY_S,
+        )
         self.swarm = SimulatedSwarm(
             config,
             data=ModelledTokens(config),
             make_compute=self._make_compute,
             peers_per_stage=peers,
+            network=self.network,
         )
-        self.network = self.swarm.network
         self.wires = self.network.wires
         self.counts: Counter[tuple[str, str, str]] = Counter()
         self.slow_s: dict[tuple[str, str], float] = {}
