@@ -10,11 +10,10 @@ stage peer and goes. A second Ctrl-C, or SIGHUP, ends it at once.
 """
 
 import asyncio
-import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts import signal_at
 from swarm_jax.errors import ConfigError
 from swarm_jax.launcher import flags, preemption
 from swarm_jax.metrics import MetricsWriter, make_workdir
@@ -30,13 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="write the stage's parameters by layer (.npz) after the last step",
     )
-    parser.add_argument(
-        "--signal_at",
-        type=_signal_step_count,
-        metavar="SIGNAL:STEP:COUNT",
-        help="to test recovery: send this process KILL, STOP or TERM when it has "
-        "counted COUNT microbatches of STEP (from 0)",
-    )
+    signal_at.add_argument(parser)
     preemption.add_arguments(parser)
     flags.add_network(parser)
     flags.add_process(parser)
@@ -67,8 +60,8 @@ async def serve(args, config) -> int:
             wiring.save_stage(args.save_parameters, config, args.stage, compute.params)
 
     def counted(step: int, count: int) -> None:
-        if args.signal_at is not None and (step, count) == args.signal_at[1:]:
-            os.kill(os.getpid(), args.signal_at[0])
+        if args.signal_at is not None:
+            args.signal_at.happened("counted", step)
 
     try:
         async with process.joined(args, config) as network:
@@ -77,7 +70,7 @@ async def serve(args, config) -> int:
                 config,
                 name=name,
                 stage=args.stage,
-                calls=network.calls,
+                calls=signal_at.watched(network.calls, args.signal_at),
                 directory=network.directory,
                 allreduce=network.allreduce,
                 compute=compute,
@@ -108,11 +101,6 @@ async def serve(args, config) -> int:
             return 0 if left else 1
     finally:
         compute.close()
-
-
-def _signal_step_count(text: str) -> tuple[signal.Signals, int, int]:
-    name, step, count = text.split(":")
-    return signal.Signals[f"SIG{name}"], int(step), int(count)
 
 
 if __name__ == "__main__":

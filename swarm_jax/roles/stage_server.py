@@ -142,6 +142,7 @@ class StageServer:
             steps=config.steps,
             call_timeout_s=config.tuning.relay_timeout_s,
             enter=self._control.enter,
+            stop_joining=self._joining.cancel,
         )
 
     def _next_stage(self, config: ExperimentConfig, stage: int) -> NextStage | None:
