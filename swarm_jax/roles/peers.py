@@ -117,11 +117,12 @@ class SwarmView:
 
     async def keep_fresh(self) -> None:
         """Refreshes for ever, and keeps the run's name taken."""
+        settings = _settings(self._config)
         while True:
             await self.directory.store(
                 self._run_key,
                 self._swarm,
-                _settings(self._config),
+                settings,
                 expires_in_s=self._tuning.directory_expiry_s,
             )
             await self.refresh()
