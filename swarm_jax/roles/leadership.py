@@ -67,14 +67,15 @@ class Leadership:
         """
         self.next_round()
         request = Collect(round=self.round)
-        peers = sorted(peers)
-        asked = {p: self._collect(p, request) for p in peers if p not in self._collecting}
+        peers = set(peers)
+        new = sorted(peers - self._collecting.keys())
+        asked = {peer: self._collect(peer, request) for peer in new}
         awaited = [task for p, task in asked.items() if p not in self.silent]
         if asked:
             await asyncio.wait(awaited or asked.values())
         replies = {p: task.result() for p, task in asked.items() if task.done()}
         replies = self._checked(replies)
-        self.silent = frozenset(peers) - replies.keys()
+        self.silent = frozenset(peers - replies.keys())
         return replies
 
     def _collect(self, peer: str, request: Collect) -> asyncio.Task:
