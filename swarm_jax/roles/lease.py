@@ -38,7 +38,6 @@ class Lease:
         self._trainer = trainer
         self._data_digest = data_digest
         self._lease_s = config.tuning.lease_s
-        self._refresh_s = config.tuning.directory_refresh_s
         self._seen = 0
 
     async def acquire(self) -> int:
@@ -56,7 +55,7 @@ class Lease:
             if not any(claim["leads"] for claim in others):
                 self._seen += 1
                 return await self._claim(self._seen)
-            await asyncio.sleep(self._refresh_s)
+            await asyncio.sleep(self._lease_s / 5)
 
     async def _claim(self, number: int) -> int:
         """Who is told to leave in the middle must not keep others from leading."""

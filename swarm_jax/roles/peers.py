@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,18 +34,21 @@ class PeerRecord:
 
 
 class SwarmView:
-    """Reads every stage's records every ``directory_refresh_s``.
+    """Reads the records of some stages every ``directory_refresh_s``.
 
     Args:
         config: Names the keys and the periods.
         directory: Where records are kept.
+        of_stages: Those that are read; each costs questions to many peers.
     """
 
-    def __init__(self, config: ExperimentConfig, directory: Directory):
+    def __init__(
+        self, config: ExperimentConfig, directory: Directory, of_stages: Iterable[int]
+    ):
         self.directory = directory
         self._config = config
         self._tuning = config.tuning
-        self._num_stages = config.swarm.num_stages
+        self._of_stages = tuple(of_stages)
         self._swarm = config.swarm_fingerprint()
         self.prefix = f"{config.run_id}.{self._swarm}"
         self._stages: dict[int, dict[str, PeerRecord]] = {}
@@ -102,9 +105,8 @@ class SwarmView:
         await self.refresh()
 
     async def refresh(self) -> None:
-        stages = range(self._num_stages)
         found = await asyncio.gather(
-            *(self.directory.get(self.stage_key(stage)) for stage in stages)
+            *(self.directory.get(self.stage_key(stage)) for stage in self._of_stages)
         )
         self._stages = {
             stage: {
@@ -112,19 +114,23 @@ class SwarmView:
                 for peer, entry in entries.items()
                 if (record := _read(entry.value, stage)) is not None
             }
-            for stage, entries in zip(stages, found, strict=True)
+            for stage, entries in zip(self._of_stages, found, strict=True)
         }
 
     async def keep_fresh(self) -> None:
         """Refreshes for ever, and keeps the run's name taken."""
-        settings = _settings(self._config)
+        settings, expiry_s = _settings(self._config), self._tuning.directory_expiry_s
+        loop = asyncio.get_running_loop()
+        due_s = loop.time()
         while True:
-            await self.directory.store(
-                self._run_key,
-                self._swarm,
-                settings,
-                expires_in_s=self._tuning.directory_expiry_s,
-            )
+            if loop.time() >= due_s:
+                due_s = loop.time() + expiry_s / 3
+                await self.directory.store(
+                    self._run_key,
+                    self._swarm,
+                    settings,
+                    expires_in_s=expiry_s,
+                )
             await self.refresh()
             await asyncio.sleep(self._tuning.directory_refresh_s)
 

@@ -20,7 +20,7 @@ async def choose_stage(
     Raises:
         ConfigError: This run's name belongs to another experiment.
     """
-    view = SwarmView(config, directory)
+    view = SwarmView(config, directory, range(config.swarm.num_stages))
     await view.join()
     key = f"{view.prefix}.newcomers"
     await directory.store(

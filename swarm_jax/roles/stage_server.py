@@ -95,7 +95,9 @@ class StageServer:
         self._joined_s: float | None = None
         self._join_record: dict[str, float] = {}
         self.state = StageState(stage)
-        self.view = SwarmView(config, directory)
+        # Its stage peers, and those that it sends to.
+        nearby = range(stage, min(stage + 2, config.swarm.num_stages))
+        self.view = SwarmView(config, directory, nearby)
         self._relaying = Relaying(
             calls.peer_id,
             self.state,
@@ -330,10 +332,14 @@ class StageServer:
             **self._join_record,
         )
         self._join_record = {}
-        self._state_changed()
+        self._finish_if_last()
 
     def _state_changed(self) -> None:
+        """Not for each step: to publish a record costs questions to many peers."""
         self._news.set()
+        self._finish_if_last()
+
+    def _finish_if_last(self) -> None:
         if self.state.step == self._config.steps and not self._finished:
             self._finished = True
             self._on_finished()

@@ -50,7 +50,7 @@ class Trainer:
         self._data = data
         self._server_command = server_command
         self._restart_if_lost = restart_if_lost
-        self._view = SwarmView(config, directory)
+        self._view = SwarmView(config, directory, range(config.swarm.num_stages))
         self._journal = Journal(
             config, self._view, steps=steps, swarm=swarm, learning_rate=learning_rate
         )

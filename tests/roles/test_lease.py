@@ -59,7 +59,7 @@ def test_a_trainer_that_goes_while_it_claims_to_lead_stands_in_nobodys_way(confi
         await slow.stored.wait()
         claiming.cancel()
         await asyncio.wait([claiming])
-        async with asyncio.timeout(config.tuning.directory_refresh_s / 2):
+        async with asyncio.timeout(config.tuning.lease_s / 10):
             await make_lease(config, network, "second").acquire()
 
     run_virtual(main())
