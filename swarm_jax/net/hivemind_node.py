@@ -198,6 +198,7 @@ async def start_node(
     announce_maddrs: Sequence[str] = (),
     identity_path: str | Path | None = None,
     startup_timeout_s: float = 15.0,
+    silence_s: float = 3.0,
     bans: Bans | None = None,
 ) -> HivemindNode:
     """Starts p2pd and joins the DHT.
@@ -207,6 +208,8 @@ async def start_node(
         host_maddrs: Where to listen; port 0 takes a free one.
         announce_maddrs: Addresses to tell others instead, with explicit ports.
         identity_path: Key file that fixes the peer id; made when missing.
+        silence_s: A peer that does not answer a question of the DHT for so long is
+            left. A frozen one holds up reads and writes that long.
         bans: How long peers are banned that send something malformed.
 
     Raises:
@@ -241,6 +244,7 @@ async def start_node(
                 cache_refresh_before_expiry=0,
             )
             guard.watch(dht)
+            dht.protocol.wait_timeout = silence_s  # not at the start, which is slow
             # They fail when the daemon dies, which ``died`` tells; nobody awaits them.
             for task in (
                 p2p._client.control._read_task,

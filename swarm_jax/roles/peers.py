@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from swarm_jax.config import ExperimentConfig, leaves
-from swarm_jax.core.reports import OFFLINE, ONLINE
+from swarm_jax.core.reports import DRAINING, OFFLINE, ONLINE
 from swarm_jax.errors import ConfigError
 from swarm_jax.net.protocols import Directory
 
@@ -67,20 +67,24 @@ class SwarmView:
         records = self._stages.get(stage, {})
         return sorted(peer for peer, r in records.items() if r.state == ONLINE)
 
+    def donors(self, stage: int) -> list[str]:
+        """Peers that have the state of ``stage``, as far as they say."""
+        records = self._stages.get(stage, {})
+        having = ONLINE, DRAINING
+        return sorted(peer for peer, r in records.items() if r.state in having)
+
     def newest_step(self, stage: int) -> int:
         """Of the peers of ``stage``; 0 when there are none."""
         records = self._stages.get(stage, {})
         return max((r.step for r in records.values() if r.state != OFFLINE), default=0)
 
-    def stage_peers(self, stage: int) -> list[str]:
-        """Peers of ``stage`` that have not said goodbye."""
-        records = self._stages.get(stage, {})
-        return sorted(peer for peer, r in records.items() if r.state != OFFLINE)
-
     def everyone(self) -> list[str]:
         """All peers of all stages that have not said goodbye."""
         return sorted(
-            peer for stage in self._stages for peer in self.stage_peers(stage)
+            peer
+            for records in self._stages.values()
+            for peer, record in records.items()
+            if record.state != OFFLINE
         )
 
     async def join(self) -> None:

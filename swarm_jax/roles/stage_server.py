@@ -142,6 +142,7 @@ class StageServer:
             steps=config.steps,
             call_timeout_s=config.tuning.relay_timeout_s,
             enter=self._control.enter,
+            stop_joining=self._joining.cancel,
         )
 
     def _next_stage(self, config: ExperimentConfig, stage: int) -> NextStage | None:
@@ -166,6 +167,16 @@ class StageServer:
         finally:
             self._joining.cancel()
             self._snapshots.close()
+
+    @property
+    def holds(self) -> dict[str, int]:
+        """What is in progress or kept for others, by name: its memory, in short."""
+        return {
+            "microbatches": len(self._relaying),
+            "gradients under way": len(self.state.settling),
+            "counted": len(self.state.ledger),
+            "snapshots": len(self._snapshots),
+        }
 
     async def drain(self, timeout_s: float) -> bool:
         """Leaves without a loss; False if nobody took over in time."""

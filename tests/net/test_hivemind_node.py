@@ -200,6 +200,12 @@ async def test_the_death_of_the_daemon_is_noticed():
     await node.close()
 
 
+async def test_a_frozen_node_holds_up_a_read_no_longer_than_told():
+    node = await start_node(silence_s=0.2)
+    assert node.dht.protocol.wait_timeout == 0.2
+    await node.close()
+
+
 async def test_what_a_dead_daemon_is_still_told_prints_no_traceback():
     complaints, told = [], p2pd_pb2.PersistentConnectionRequest(callId=bytes(16))
     loop = asyncio.get_running_loop()
