@@ -10,7 +10,7 @@ import pytest
 from swarm_jax.net.hivemind_calls import HivemindCalls
 from swarm_jax.net.hivemind_node import start_node
 from swarm_jax.net.protocols import Message
-from tests.integration.proxy import LOOPBACK, Proxy
+from tests.integration.proxy import LOOPBACK, RESET, Proxy
 
 
 @pytest.fixture
@@ -92,6 +92,13 @@ def test_a_cut_comes_after_so_many_bytes(proxy, line):
     with pytest.raises(ConnectionResetError):
         client.recv(99)
     assert proxy.is_spoilt("b")
+
+
+def test_an_end_that_is_reset_closes_the_other(line):
+    client, server = line
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    server.close()
+    assert client.recv(99) == b""
 
 
 def test_a_half_closed_peer_still_hears(proxy, line):
