@@ -81,9 +81,9 @@ def test_peers_in_a_black_hole_are_left_and_come_back(swarm, single, proxy):
 def test_connections_break_in_a_microbatch_and_in_an_all_reduce(swarm, single, proxy):
     """Each is frozen at the door, so that what comes next is what is broken."""
     broken = {
-        "stage1-0": ("asked-relay:2:1", "cut", 4_000),
+        "stage1-0": ("asked-relay:1+:1", "cut", 4_000),
         "stage2-0": ("asked-prepare:4:1", "cut", 1_000_000),
-        "stage0-0": ("asked-relay:7:1", "half_close", 4_000),
+        "stage0-0": ("asked-prepare:7:1", "half_close", 1_000_000),
     }
     swarm.start_bootstrap()
     swarm.start_servers([2, 2, 2], {n: f"STOP:{e}" for n, (e, _, _) in broken.items()})

@@ -36,7 +36,7 @@ def await_fate(swarm, child, name):
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_peer_of_each_stage_and_the_leading_trainer(swarm, single, name):
     victims = {
-        "stage0-0": (1, "counted:1:2"),
+        "stage0-0": (1, "counted:1+:1"),
         "stage1-0": (3, "gave-prepare:3:1"),
         "stage2-0": (5, "asked-commit:5:1"),
     }
