@@ -1,8 +1,9 @@
 """To test recovery: a process sends itself a signal at an exact point of the protocol.
 
 ``--signal_at SIGNAL:EVENT:STEP:COUNT``: when EVENT has happened COUNT times in STEP
-(``*``: in any). Events are ``counted`` (a microbatch is in this peer's gradient sum)
-and, of the messages of ``roles.messages``, by their ``op``:
+(``3+``: from step 3 on; ``*``: in any, or in none). Events are ``counted`` (a
+microbatch is in this peer's gradient sum) and, of the messages of ``roles.messages``,
+by their ``op``:
 
     asked-OP   another peer asks this one
     gave-OP    this peer has answered "ok"; the answer has not left yet
@@ -21,6 +22,7 @@ from typing import Any
 from swarm_jax.net.protocols import ArraySpec, Message, PeerCalls, Service
 
 ANY_STEP = "*"
+AND_LATER = "+"
 
 
 class Trigger:
@@ -33,15 +35,22 @@ class Trigger:
     def __init__(self, text: str):
         name, self._event, step, count = text.split(":")
         self._signal = signal.Signals[f"SIG{name}"]
-        self._step = None if step == ANY_STEP else int(step)
+        self._any_step = step == ANY_STEP
+        self._and_later = step.endswith(AND_LATER)
+        self._step = 0 if self._any_step else int(step.removesuffix(AND_LATER))
         self._left = int(count)
 
     def happened(self, event: str, step: int | None) -> None:
-        if event != self._event or self._step not in (None, step):
+        if event != self._event or not self._fits(step):
             return
         self._left -= 1
         if self._left == 0:
             os.kill(os.getpid(), self._signal)
+
+    def _fits(self, step: int | None) -> bool:
+        if step is None or self._any_step:
+            return self._any_step
+        return step == self._step or (self._and_later and step > self._step)
 
 
 class WatchedCalls:

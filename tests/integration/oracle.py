@@ -5,6 +5,7 @@ array: the swarm adds up float32 gradients in another order, and Adam's first st
 a relative error of a small gradient into the same relative error of a whole update.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -16,13 +17,22 @@ LOSS_TOLERANCE = 1e-5
 PARAMETER_TOLERANCE = 2e-4
 
 
-def check(swarm: SwarmByHand, single: SwarmByHand, survivors: Iterable[str]) -> None:
-    """The swarm's steps and its survivors' parameters are those of one process."""
+def check(
+    swarm: SwarmByHand,
+    single: SwarmByHand,
+    survivors: Iterable[str],
+    woken: Iterable[str] = (),
+) -> None:
+    """The swarm's steps and its survivors' parameters are those of one process.
+
+    Args:
+        woken: Survivors that were frozen or cut off in the middle of a step.
+    """
     survivors = list(survivors)
     check_steps(swarm, single)
     check_parameters(swarm, single, survivors)
     check_replicas(swarm, survivors)
-    check_lineages(swarm)
+    check_lineages(swarm, frozenset(woken))
 
 
 def check_steps(swarm: SwarmByHand, single: SwarmByHand) -> None:
@@ -65,11 +75,23 @@ def check_replicas(swarm: SwarmByHand, survivors: Iterable[str]) -> None:
             assert array.tobytes() == theirs[key].tobytes(), (name, key)
 
 
-def check_lineages(swarm: SwarmByHand) -> None:
-    """All peers of a stage, dead ones too, agreed after each step, not only at last."""
+def check_lineages(swarm: SwarmByHand, woken: frozenset[str]) -> None:
+    """All peers of a stage, dead ones too, agreed after each step, not only at last.
+
+    Who wakes with a prepared gradient may commit that one, rounded otherwise, while the
+    others have committed that of a later round: then it fetches their state. Once.
+    """
     chains: dict[tuple[int, int], set[str]] = {}
-    for name in swarm.servers:
-        for record in swarm.records(name):
+    records = {name: swarm.records(name) for name in swarm.servers}
+    for name in records.keys() - woken:
+        for record in records[name]:
             key = record["stage"], record["step"]
             chains.setdefault(key, set()).add(record["lineage"])
     assert chains and all(len(lineages) == 1 for lineages in chains.values()), chains
+    own = Counter(
+        name
+        for name in woken
+        for record in records[name]
+        if record["lineage"] not in chains[record["stage"], record["step"]]
+    )
+    assert all(count == 1 for count in own.values()), own

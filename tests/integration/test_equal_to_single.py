@@ -13,14 +13,14 @@ pytestmark = pytest.mark.integration
 
 
 def test_a_peer_of_each_stage_the_trainer_and_a_donor_are_killed(swarm, single):
-    """The victims die in the middle of a step; the donor in that of a download.
+    """In the middle of a microbatch, of a close, of a download.
 
     The trainer dies at step 4: so the joiner's download is over before the next step.
     """
     victims = {
-        "stage0-0": "KILL:counted:1:2",
+        "stage0-0": "KILL:counted:1+:1",
         "stage1-0": "KILL:gave-prepare:2:1",
-        "stage2-0": "KILL:counted:3:1",
+        "stage2-0": "KILL:asked-commit:3:1",
         "stage1-1": "KILL:gave-chunk:*:1",
     }
     swarm.start_bootstrap()
@@ -39,11 +39,11 @@ def test_one_peer_leaves_and_another_freezes_and_nothing_runs_again(swarm, singl
     leaver, sleeper = "stage1-0", "stage2-1"
     swarm.start_bootstrap()
     swarm.start_servers(
-        [2, 2, 2], {leaver: "TERM:counted:3:1", sleeper: "STOP:counted:5:1"}
+        [2, 2, 2], {leaver: "TERM:counted:0:1", sleeper: "STOP:counted:1+:1"}
     )
     trainer = swarm.start_trainer()
     swarm.wait_for_stop(swarm.servers[sleeper])
-    swarm.wait_for_step(5, trainer)
+    swarm.wait_for_step(4, trainer)
     swarm.servers[sleeper].popen.send_signal(signal.SIGCONT)
     swarm.finish(trainer)
     assert "has taken over" in swarm.finish(swarm.servers[leaver])

@@ -56,6 +56,15 @@ def test_it_counts_in_one_step_only_and_fires_once(sent):
     assert sent == [signal.SIGKILL]
 
 
+def test_from_a_step_on(sent):
+    trigger = Trigger("KILL:counted:3+:2")
+    for step in (2, 2, 3, None):
+        trigger.happened("counted", step)
+    assert sent == []
+    trigger.happened("counted", 5)
+    assert sent == [signal.SIGKILL]
+
+
 def test_a_caller_counts_good_answers(sent):
     calls = watched(Calls("ok", "busy", "ok", "ok"), Trigger("STOP:got-relay:1:2"))
     fired = []
