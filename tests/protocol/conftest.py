@@ -74,13 +74,19 @@ class _Hook:
 class Run:
     """A swarm, and what a schedule does to it.
 
+    Args:
+        skipped: The step that must be skipped, if one must.
+
     Attributes:
         counts: How often each (kind, op, peer) happened.
         slow_s: Seconds of a peer's next operation of a name, once.
     """
 
-    def __init__(self, peers, *, steps: int = 3, **tuning):
+    def __init__(self, peers, *, steps: int = 3, skipped: int | None = None, **tuning):
         self.config = config = modelled_config(num_stages=len(peers), steps=steps)
+        self.skipped = skipped
+        if skipped is not None:
+            config.swarm.on_nonfinite = "skip_step"
         for name, value in tuning.items():
             setattr(config.tuning, name, value)
         self.network = LocalNetwork(
@@ -275,7 +281,8 @@ def play():
 def _verdict(run: Run, states: dict[str, list[bytes]]) -> str:
     for crash in run.crashes:
         return f"crashed: {crash!r}"
-    expected = _plain_training(len(run.swarm._peers_per_stage), run.config.steps)
+    num_stages = run.config.swarm.num_stages
+    expected = _plain_training(num_stages, run.config.steps, run.skipped)
     for record in run.swarm.steps:
         if not record.get("skipped") and (
             record["microbatches_counted_once"] != run.config.microbatches_per_step
@@ -290,7 +297,9 @@ def _verdict(run: Run, states: dict[str, list[bytes]]) -> str:
 
 
 @cache
-def _plain_training(num_stages: int, steps: int) -> list[list[bytes]]:
+def _plain_training(
+    num_stages: int, steps: int, skipped: int | None
+) -> list[list[bytes]]:
     """Final state of each stage without a swarm: one device after the other."""
     config = modelled_config(num_stages=num_stages, steps=steps)
     data = ModelledTokens(config)
@@ -309,7 +318,8 @@ def _plain_training(num_stages: int, steps: int) -> list[list[bytes]]:
     async def main():
         computes = [ModelledCompute(config, stage) for stage in range(num_stages)]
         for number in range(steps):
-            await step(computes, number)
+            if number != skipped:
+                await step(computes, number)
         return [[a.tobytes() for a in await c.state()] for c in computes]
 
     return run_virtual(main())
