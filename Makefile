@@ -1,7 +1,7 @@
 # make train   sets everything up and trains a swarm on real text
 # make test    sets everything up and passes the tests
 # make setup   only sets everything up, in .venv
-# make chaos   random faults on virtual time (SEEDS=0:500)
+# make chaos   faults: random ones on virtual time (SEEDS=0:500), then to real processes
 # make soak    trains for 5 minutes while peers are killed every 5 s (SEED=1)
 # make fuzz    feeds damaged bytes to all that parses the network (CASES=N per target)
 #
@@ -50,11 +50,12 @@ train: setup
 
 # float64 is a switch of the whole process, so those tests have their own.
 test: setup
-	$(PYTEST) -m "not soak" --ignore=tests/float64
+	$(PYTEST) -m "not soak and not chaos" --ignore=tests/float64
 	$(PYTEST) tests/float64
 
 chaos: setup
 	$(RUN) -m scripts.chaos --seeds $(SEEDS)
+	$(PYTEST) -m chaos tests/integration
 
 soak: setup
 	$(RUN) -m scripts.launch --config $(CONFIG) --workdir runs/soak --overwrite \

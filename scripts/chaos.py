@@ -17,7 +17,9 @@ import time
 from collections.abc import Sequence
 
 from swarm_jax.launcher import flags
-from swarm_jax.sim.chaos import Schedule, failure, random_schedule, shrink
+from swarm_jax.sim.chaos import failure, shrink
+from swarm_jax.sim.faults import Schedule
+from swarm_jax.sim.schedules import random_schedule
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from swarm_jax.net.hivemind_allreduce import HivemindAllReduce
 from swarm_jax.net.hivemind_calls import HivemindCalls
 from swarm_jax.net.hivemind_directory import HivemindDirectory
 from swarm_jax.net.hivemind_node import HivemindNode, start_node
+from swarm_jax.net.wire import SILENT_HEARTBEATS
 from swarm_jax.roles.messages import Status, refusal
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ async def joined(
         host_maddrs=args.host_maddrs,
         announce_maddrs=args.announce_maddrs,
         identity_path=args.identity_path,
+        silence_s=SILENT_HEARTBEATS * config.tuning.heartbeat_s,
         bans=Bans(config.tuning.ban_s, config.tuning.max_ban_s),
     )
     protocol = f"swarm_jax.{config.run_id}.{config.swarm_fingerprint()}"
@@ -83,22 +85,31 @@ async def until_stopped(
     *,
     notice: Awaitable[str] | None = None,
     leave: Callable[[], Awaitable[object]] | None = None,
-) -> T | None:
-    """Runs ``work`` to its end; None when SIGINT, SIGTERM or a notice ended it.
+) -> T | signal.Signals | None:
+    """Runs ``work`` to its end, or until a signal or a notice ends it.
 
     Args:
         notice: Ends when this machine is about to be taken away.
         leave: Called then, while ``work`` goes on, and waited for. A second signal, or
             SIGHUP, ends it at once.
 
+    Returns:
+        What ``work`` gave, or the first signal; None after a notice.
+
     Raises:
         StartupError: The network daemon died under it.
     """
     stop, now = asyncio.Event(), asyncio.Event()
+    heard: list[signal.Signals] = []
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: (now if stop.is_set() else stop).set())
-    loop.add_signal_handler(signal.SIGHUP, now.set)
+
+    def hear(number: signal.Signals) -> None:
+        at_once = heard or number == signal.SIGHUP
+        heard.append(number)
+        (now if at_once else stop).set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, hear, number)
     working, dying = asyncio.ensure_future(work), asyncio.ensure_future(node.died())
     ended = [working, dying, asyncio.ensure_future(now.wait())]
     asked = [asyncio.ensure_future(stop.wait())]
@@ -113,7 +124,7 @@ async def until_stopped(
             return _result(working)
         if dying.done():
             raise StartupError(dying.result())
-        return None
+        return heard[0] if heard else None
     finally:
         for task in (*ended, *asked):
             task.cancel()

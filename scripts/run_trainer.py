@@ -5,13 +5,19 @@
 
 It moves tokens only, so one feeds many peers. Start several, each with a --name: one
 leads, the others stand by and take over when it dies.
+
+SIGTERM ends it with exit code 0: nothing is lost with a trainer, and one that stands by
+leads at once. So does Ctrl-C, with 130 as everywhere: the run is not finished, and what
+a shell was to do after it must not start.
 """
 
 import asyncio
+import signal
 import sys
 import time
 from collections.abc import Sequence
 
+from scripts import signal_at
 from swarm_jax.errors import Diverged
 from swarm_jax.launcher import flags
 from swarm_jax.metrics import (
@@ -32,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="when a stage's state is gone with all its peers, start again from step 0 "
         "(default: wait for one of them to come back; type restart to go on)",
     )
+    signal_at.add_argument(parser)
     flags.add_network(parser)
     flags.add_process(parser)
     flags.add_worker(parser, name="trainer")
@@ -49,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def train(args, config) -> int:
-    """Returns 0 when the run is finished, 130 when it was stopped before."""
+    """Returns 0 when the run is finished, else what the signal asks for."""
     from scripts import process, wiring
     from swarm_jax.data.dataset import open_dataset
     from swarm_jax.roles.trainer import Trainer
@@ -68,7 +75,7 @@ async def train(args, config) -> int:
         print(f"Another trainer, to stand by: {another}", flush=True)
         trainer = Trainer(
             config,
-            calls=network.calls,
+            calls=signal_at.watched(network.calls, args.signal_at),
             directory=network.directory,
             data=data,
             steps=steps,
@@ -80,8 +87,8 @@ async def train(args, config) -> int:
             restart_if_lost=process.restart_permission(args.restart_if_lost),
         )
         totals = await process.until_stopped(trainer.run(), network.node)
-    if totals is None:
-        return flags.EXIT_INTERRUPTED
+    if isinstance(totals, signal.Signals):
+        return exit_code(totals)
     summary = totals.summary() | {
         "bigram_loss": data.bigram_loss(),
         "data_digest": data.digest,
@@ -90,6 +97,10 @@ async def train(args, config) -> int:
     if totals.steps:  # not of a trainer that stood by until others had finished
         write_json(args.workdir / "summary.json", summary)
     return 0
+
+
+def exit_code(number: signal.Signals) -> int:
+    return 0 if number == signal.SIGTERM else 128 + number
 
 
 if __name__ == "__main__":

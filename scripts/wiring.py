@@ -22,6 +22,7 @@ from swarm_jax.stage.threaded import ThreadedCompute
 from swarm_jax.stage.whole_model import make_train_step
 
 _programs: dict[str, StagePrograms] = {}
+_inits: dict[str, Callable[[], Any]] = {}
 
 
 def prepare_jax(config: ExperimentConfig) -> None:
@@ -83,11 +84,20 @@ def make_compute(
     duration_s: Callable[[str], float] = lambda name: 0.0,
 ) -> StageCompute:
     """A stage with its initial parameters; ``duration_s`` is for ``inline`` only."""
-    functions = make_functions(config, stage)
-    init = jax.jit(lambda: functions.init(config.seed))
+    programs, init = make_programs(config, stage), _make_init(config, stage)
     if inline:
-        return InlineCompute(make_programs(config, stage), init, duration_s)
-    return ThreadedCompute(make_programs(config, stage), init)
+        return InlineCompute(programs, init, duration_s)
+    return ThreadedCompute(programs, init)
+
+
+def _make_init(config: ExperimentConfig, stage: int) -> Callable[[], Any]:
+    """Makes the initial parameters; to compile it takes longer than to train a step."""
+    functions = make_functions(config, stage)
+    parts = to_dict(config.model), config.seed, stage_layers(config)[stage]
+    key = json.dumps(parts, sort_keys=True)
+    if key not in _inits:
+        _inits[key] = jax.jit(lambda: functions.init(config.seed))
+    return _inits[key]
 
 
 def make_schedule_of(config: ExperimentConfig) -> Callable[[int], float]:

@@ -285,7 +285,8 @@ class ExperimentConfig:
     def model_fingerprint(self) -> str:
         """Names what is trained: model, optimizer, data, seed. Guards checkpoints."""
         parts = ("seed", "steps", "model", "optimizer", "data")
-        return _fingerprint({part: to_dict(self)[part] for part in parts})
+        tree = to_dict(self)
+        return _fingerprint({part: tree[part] for part in parts})
 
     def swarm_fingerprint(self) -> str:
         """Names who can work together: the model, its partition and the wire."""

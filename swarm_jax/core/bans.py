@@ -4,7 +4,7 @@ MAX_REMEMBERED = 4096
 
 
 class Bans:
-    """Bans of peers that sent something malformed.
+    """Bans of peers that sent something malformed, or did not do what they should.
 
     A peer that keeps quiet after its ban, for as long as the longest ban, starts anew:
     a machine that was mended is not held to its past.

@@ -7,7 +7,7 @@ repair are the same loop (``docs/protocol.md``).
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from swarm_jax.core.ledger import missing_stages
 from swarm_jax.core.reports import DRAINING, JOINING, ONLINE, CommitRecord, Report
@@ -37,6 +37,7 @@ class Drop:
 
     step: int
     peer: str
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Close:
     groups: Groups
     joiners: Groups = field(default_factory=dict)
     record: CommitRecord | None = None
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class CommitRest:
 
     record: CommitRecord
     peers: tuple[str, ...]
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ def next_action(
         reports: Answers of this round; peers that did not answer are absent.
         steps: Steps of the run.
         microbatches: Microbatches per step.
-        left_out: Peers that this step is closed without.
+        left_out: Peers that this step is closed without, if their stages have others.
     """
     reports = list(reports)
     generation = max((report.generation for report in reports), default=0)
@@ -125,14 +128,14 @@ def next_action(
         return behind
     newest = {stage: max(p.step for p in peers) for stage, peers in stages.items()}
     low, high = min(newest.values()), max(newest.values())
+    step = _Step(low, generation, microbatches, left_out)
     if low < high:
-        return _finish_commit(stages, low, high, microbatches, left_out)
-    current, stale = _split_by_lineage(stages, low)
+        return _finish_commit(stages, high, step)
+    current, stale = _split_by_lineage(stages, low, left_out)
     if stale:
-        return _commit_late(stale, current) or _resync(stale)
+        return _commit_late(stale, current, generation) or _resync(stale)
     if low >= steps:
         return Done()
-    step = _Step(low, generation, microbatches, left_out)
     return step.next_action(current, _joiners(reports))
 
 
@@ -186,7 +189,7 @@ class _Step:
             for stage, peers in current.items()
         }
         if twice := _first_overlap(members):
-            return Drop(self.number, twice.peer)
+            return Drop(self.number, twice.peer, self.generation)
         counted = {
             stage: [p.counted for p in peers] for stage, peers in members.items()
         }
@@ -199,7 +202,7 @@ class _Step:
             for stage in members
         }
         groups = {stage: tuple(peers) for stage, peers in members.items()}
-        return Close(self.number, groups, waiting, self.record)
+        return Close(self.number, groups, waiting, self.record, self.generation)
 
     def _feed(
         self,
@@ -218,17 +221,14 @@ class _Step:
 
 
 def _finish_commit(
-    stages: Mapping[int, list[Report]],
-    low: int,
-    high: int,
-    microbatches: int,
-    left_out: frozenset[str],
+    stages: Mapping[int, list[Report]], high: int, step: _Step
 ) -> Action:
     """Some stages are a step ahead: a commit was decided and must become whole.
 
     A stage whose prepared gradient died gets the step again: the others still have its
     parameters, so long as the next one has not begun.
     """
+    low = step.number
     behind = {
         s: peers for s, peers in stages.items() if max(p.step for p in peers) == low
     }
@@ -251,7 +251,7 @@ def _finish_commit(
         and (record.gradient_norm is None or peer.prepared_step == low)
     ]
     if ready:
-        return CommitRest(record, tuple(ready))
+        return CommitRest(record, tuple(ready), step.generation)
     if unable := tuple(
         s for s, peers in ahead.items() if not any(p.can_serve(low) for p in peers)
     ):
@@ -260,22 +260,22 @@ def _finish_commit(
             f"{', '.join(map(str, unable))} have applied and can no longer replay"
         )
         return Wait(tuple(behind), reason, is_lost=True)
-    current, stale = _split_by_lineage(behind, low)
+    current, stale = _split_by_lineage(behind, low, step.left_out)
     if stale:
         return _resync(stale)
-    generation = max(p.generation for peers in stages.values() for p in peers)
-    step = _Step(low, generation, microbatches, left_out, record)
-    return step.next_action(current, {})
+    return replace(step, record=record).next_action(current, {})
 
 
 def _commit_late(
-    stale: Sequence[Report], current: Mapping[int, Sequence[Report]]
+    stale: Sequence[Report],
+    current: Mapping[int, Sequence[Report]],
+    generation: int,
 ) -> CommitRest | None:
     """Peers that only missed the last commit follow, without fetching anything."""
     records = {p.last_commit for peers in current.values() for p in peers}
     for record in sorted(filter(None, records), key=repr):
         if late := [p.peer for p in stale if p.step == p.prepared_step == record.step]:
-            return CommitRest(record, tuple(sorted(late)))
+            return CommitRest(record, tuple(sorted(late)), generation)
     return None
 
 
@@ -284,16 +284,20 @@ def _resync(stale: Sequence[Report]) -> Resync:
 
 
 def _split_by_lineage(
-    stages: Mapping[int, list[Report]], step: int
+    stages: Mapping[int, list[Report]], step: int, left_out: frozenset[str]
 ) -> tuple[dict[int, list[Report]], list[Report]]:
-    """Per stage the peers of its commonest lineage at ``step``, and all the others."""
+    """Per stage the peers of its commonest lineage at ``step``, and all the others.
+
+    One that is left out is not told to follow: it would be stale again after this step.
+    """
     current: dict[int, list[Report]] = {}
     stale: list[Report] = []
     for stage, peers in stages.items():
         tally = Counter(p.lineage for p in peers if p.step == step)
         lineage = min(tally, key=lambda name: (-tally[name], name))
         current[stage] = [p for p in peers if p.step == step and p.lineage == lineage]
-        stale += [p for p in peers if p not in current[stage]]
+        others = (p for p in peers if p not in current[stage])
+        stale += [p for p in others if p.peer not in left_out]
     return current, stale
 
 

@@ -30,7 +30,6 @@ class Kind(enum.StrEnum):
     KILL = "SIGKILL"
     STOP = "SIGSTOP"
     LEAVE = "SIGTERM"
-    KILL_TRAINER = "SIGKILL of the leading trainer"
     KILL_STAGE = "SIGKILL of a whole stage"
 
 
@@ -104,36 +103,29 @@ class Churn:
         if now_s >= self._kill_stage_s and online:
             self._kill_stage_s = float("inf")
             return self._action(Kind.KILL_STAGE, None, self._choose(sorted(online)))
-        victims = self._victims(online, leader)
-        if not victims:
+        if not (groups := self._groups(online, leader)):
             return None
-        kind = self._choose(sorted(victims))
-        return self._action(kind, *self._choose(victims[kind]))
+        stage, names = self._choose(groups)
+        # A server that leaves hands over to a stage peer, so there must be one.
+        spare = stage is None or len(names) > 1
+        kinds = (Kind.KILL, Kind.STOP, Kind.LEAVE) if spare else (Kind.KILL, Kind.STOP)
+        return self._action(self._choose(kinds), self._choose(sorted(names)), stage)
 
     def pause_s(self) -> float:
         """How long a process that died of itself is not replaced."""
         return self._random.uniform(*PAUSE_S)
 
-    def _victims(
+    def _groups(
         self, online: Mapping[int, Sequence[str]], leader: str | None
-    ) -> dict[Kind, list[tuple[str, int | None]]]:
-        """Whom each kind may take; a kind that may take nobody is absent."""
-        spared = [
-            (name, stage)
+    ) -> list[tuple[int | None, Sequence[str]]]:
+        """Stages that may lose a server; None: the trainers, that may lose a leader."""
+        least = 1 if self._settings.kill_whole_stage else 2
+        groups: list[tuple[int | None, Sequence[str]]] = [
+            (stage, names)
             for stage, names in sorted(online.items())
-            for name in sorted(names)
-            if len(names) > 1
+            if len(names) >= least
         ]
-        anyone = [(name, s) for s in sorted(online) for name in sorted(online[s])]
-        fair_game = anyone if self._settings.kill_whole_stage else spared
-        victims = {
-            Kind.KILL: fair_game,
-            Kind.STOP: fair_game,
-            # One that leaves hands over to a stage peer, so there must be one.
-            Kind.LEAVE: spared,
-            Kind.KILL_TRAINER: [(leader, None)] if leader is not None else [],
-        }
-        return {kind: names for kind, names in victims.items() if names}
+        return groups if leader is None else [*groups, (None, [leader])]
 
     def _action(self, kind: Kind, target: str | None, stage: int | None) -> Action:
         limits_s = STOP_S if kind == Kind.STOP else PAUSE_S
@@ -147,7 +139,7 @@ class Churn:
 def serving(
     stages: Sequence[Mapping[str, Any]], running: Container[str]
 ) -> dict[int, list[str]]:
-    """Names of the servers by stage that are ONLINE, run, and are not behind.
+    """Names of the servers by stage that are ONLINE and run.
 
     The directory keeps the record of a dead or frozen peer for seconds, so it alone
     does not say who could carry on.
@@ -156,15 +148,11 @@ def serving(
         stages: Of a record of ``swarm.jsonl``.
         running: Names of the processes that neither ended nor are about to.
     """
-    online = [
-        (stage["stage"], peer["name"], peer["step"])
+    return {
+        stage["stage"]: [
+            peer["name"]
+            for peer in stage["peers"]
+            if peer["state"] == "ONLINE" and peer["name"] in running
+        ]
         for stage in stages
-        for peer in stage["peers"]
-        if peer["state"] == "ONLINE" and peer["name"] in running
-    ]
-    newest = max((step for _, _, step in online), default=0)
-    found: dict[int, list[str]] = {stage["stage"]: [] for stage in stages}
-    for stage, name, step in online:
-        if step >= newest - 1:
-            found[stage].append(name)
-    return found
+    }

@@ -1,12 +1,11 @@
 """Plain training of the same experiment for as many steps as a run took."""
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from swarm_jax.launcher.environment import peer_environments
-from swarm_jax.launcher.processes import ProcessDied, Processes
+from swarm_jax.launcher.processes import ProcessDied, Processes, module_command
 from swarm_jax.launcher.progress import Follower
 
 POLL_S = 0.2
@@ -32,10 +31,9 @@ def control_losses(
         ProcessDied: It failed. The message quotes its log.
     """
     folder = workdir / "control"
-    command = [
-        *(sys.executable, "-m", "scripts.train_single", *experiment),
-        *("--workdir", str(folder), "--device", device, "--cache_dir", str(cache_dir)),
-    ]
+    arguments = [*experiment, "--workdir", str(folder), "--device", device]
+    arguments += ["--cache_dir", str(cache_dir)]
+    command = module_command("scripts.train_single", arguments)
     follower = Follower(folder / "metrics" / "trainer.jsonl")
     losses: dict[int, float] = {}
     with Processes(workdir / "logs") as processes:

@@ -1,15 +1,16 @@
 """Figures of a soak, from the times at which steps closed and faults were made.
 
 **Recovery** of a fault is measured by steps, since those are what the trainers record:
-from the fault until the first step closes that is followed by one at 0.9 of the
-survivors' calculated best. The step that was in progress has closed by then, and it
-closes only when each of its microbatches is counted once: all that the lost peer held
-has a new owner. The throughput is back from the beginning of the first step that has
-it.
+from the fault until the end of the first whole step at 0.9 of the survivors' calculated
+best. A step is whole if the one that was in progress at the fault has closed before it.
+That one closes only when each of its microbatches is counted once: all that the lost
+peer held has a new owner. So a fault that hits nothing takes a step to recover from,
+and one after which no step is fast enough is never recovered from.
 
 **The survivors' calculated best** is the fault-free speed times the share of peers that
-are left in the stage that lost most of its own. Peers of one machine share its cores,
-so that survivors may do better than that.
+are left in the stage that lost most of its own: after the fault, or after a later one
+if that left fewer. Peers of one machine share its cores, so that survivors may do
+better than that.
 
 **Fault-free speed** is that of the same run before its first fault.
 """
@@ -17,7 +18,8 @@ so that survivors may do better than that.
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 RECOVERED = 0.9
@@ -31,7 +33,7 @@ class Close:
     """A step was closed.
 
     Attributes:
-        at_s: When its record was read.
+        at_s: When the trainer knew that it was committed.
         tokens: Loss tokens of the step; 0 of one that was skipped.
     """
 
@@ -45,10 +47,12 @@ class Fault:
 
     Attributes:
         share: Of the peers that are left, in the stage that has the smallest.
+        what: For people.
     """
 
     at_s: float
     share: float
+    what: str = ""
 
 
 def tokens_per_s(closes: Sequence[Close], since_s: float, until_s: float) -> float:
@@ -61,17 +65,21 @@ def tokens_per_s(closes: Sequence[Close], since_s: float, until_s: float) -> flo
 
 
 def recovery_s(
-    fault: Fault, closes: Sequence[Close], fault_free_tokens_per_s: float
+    fault: Fault,
+    faults: Sequence[Fault],
+    closes: Sequence[Close],
+    fault_free_tokens_per_s: float,
 ) -> float | None:
     """Time until the swarm recovered (see above), in seconds; None: it did not.
 
     Args:
-        closes: Of the whole run, by time.
+        faults, closes: Of the whole run; the closes by time.
     """
-    enough = RECOVERED * fault.share * fault_free_tokens_per_s
     later = [close for close in closes if close.at_s >= fault.at_s]
-    for close, following in zip(later, later[1:], strict=False):
-        if following.tokens >= enough * (following.at_s - close.at_s):
+    for before, close in pairwise(later):
+        left = [f.share for f in faults if fault.at_s <= f.at_s <= close.at_s]
+        enough = RECOVERED * min(left) * fault_free_tokens_per_s
+        if close.tokens >= enough * (close.at_s - before.at_s):
             return close.at_s - fault.at_s
     return None
 
@@ -85,22 +93,29 @@ def smallest_share(online: Mapping[int, Sequence[str]], peers_per_stage: int) ->
 def recovery_figures(
     faults: Sequence[Fault], closes: Sequence[Close], fault_free_tokens_per_s: float
 ) -> dict[str, Any]:
-    """Faults, recoveries and percentiles (nearest rank, of those that recovered)."""
-    times_s = [recovery_s(fault, closes, fault_free_tokens_per_s) for fault in faults]
+    """Recoveries one by one and in percentiles; without one, a fault is the slowest."""
+    times_s = [
+        recovery_s(fault, faults, closes, fault_free_tokens_per_s) for fault in faults
+    ]
     recovered_s = sorted(time_s for time_s in times_s if time_s is not None)
+    ranked_s = recovered_s + [None] * (len(faults) - len(recovered_s))
     return {
         "faults": len(faults),
         "recoveries": len(recovered_s),
-        "recovery_p50_s": percentile(recovered_s, 50),
-        "recovery_p95_s": percentile(recovered_s, 95),
+        "recovery_p50_s": percentile(ranked_s, 50),
+        "recovery_p95_s": percentile(ranked_s, 95),
+        "fault_log": [
+            asdict(fault) | {"recovery_s": time_s}
+            for fault, time_s in zip(faults, times_s, strict=True)
+        ],
     }
 
 
-def percentile(ordered: Sequence[float], percent: float) -> float | None:
+def percentile(ranked: Sequence[float | None], percent: float) -> float | None:
     """Nearest rank; None of nothing."""
-    if not ordered:
+    if not ranked:
         return None
-    return ordered[max(1, math.ceil(percent / 100 * len(ordered))) - 1]
+    return ranked[max(1, math.ceil(percent / 100 * len(ranked))) - 1]
 
 
 def step_figures(records: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

@@ -142,6 +142,11 @@ def add_process(parser: Parser) -> None:
         metavar="FILE",
         help="JSON file that is written when this process can be reached",
     )
+    add_die_with_parent(parser)
+
+
+def add_die_with_parent(parser: Parser) -> None:
+    """Adds ``--die_with_parent``."""
     parser.add_argument(
         "--die_with_parent",
         type=int,

@@ -60,7 +60,10 @@ class Roster:
         self.trainers: list[str] = []
         self.finished = False
         self.counts = dict.fromkeys(
-            ("kills", "stops", "leaves", "trainer_kills", "unclean_leaves", "crashes"),
+            (
+                *("kills", "stops", "leaves", "unclean_leaves", "crashes"),
+                *("trainer_kills", "trainer_stops", "trainer_leaves"),
+            ),
             0,
         )
 
@@ -101,6 +104,8 @@ class Roster:
         for member in victims:
             self._take(member, action, now_s)
         names = ", ".join(sorted(member.child.name for member in victims))
+        if action.stage is None:
+            names += ", which leads"
         if action.kind == Kind.STOP:
             return f"{names}: {action.kind} for {action.pause_s:.1f} s"
         return f"{names}: {action.kind}"
@@ -136,21 +141,21 @@ class Roster:
                 self._wake(member, now_s)
 
     def _take(self, member: Member, action: Action, now_s: float) -> None:
+        prefix = "trainer_" if member.stage is None else ""
         if action.kind == Kind.STOP:
-            self.counts["stops"] += 1
+            self.counts[prefix + "stops"] += 1
             member.child.popen.send_signal(signal.SIGSTOP)
             member.wakes_s = now_s + action.pause_s
             return
         member.doomed = True
         member.wakes_s = None
         if action.kind == Kind.LEAVE:
-            self.counts["leaves"] += 1
+            self.counts[prefix + "leaves"] += 1
             member.child.popen.send_signal(signal.SIGTERM)
             member.told_to_leave_s = now_s
             member.replace_after_s = action.pause_s
             return
-        trainer = action.kind == Kind.KILL_TRAINER
-        self.counts["trainer_kills" if trainer else "kills"] += 1
+        self.counts[prefix + "kills"] += 1
         member.child.popen.kill()
         member.told_to_leave_s = None
         self._successors.append((now_s + action.pause_s, member.stage))

@@ -4,6 +4,7 @@ Its clock starts when the programs are compiled (``runs.COMPILING_STEPS`` steps)
 every server is ONLINE. It ends with the step that is in progress after ``duration_s``.
 """
 
+import bisect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ from swarm_jax.launcher.runs import COMPILING_STEPS
 from swarm_jax.metrics import read_records
 
 POLL_S = 0.1
-"""Step times are read off the files, so this is how exact they are."""
 
 LAST_STEP_S = 60.0
 """How long the step in progress may take after the end; then it is left open."""
@@ -31,7 +31,7 @@ LAST_STEP_S = 60.0
 STALE_S = 4.0
 """A view of the swarm that is older decides nothing."""
 
-FAULTS = (Kind.KILL, Kind.STOP, Kind.KILL_TRAINER, Kind.KILL_STAGE)
+FAULTS = (Kind.KILL, Kind.STOP, Kind.KILL_STAGE)
 """What a swarm recovers from; one that leaves hands over and is not missed."""
 
 
@@ -41,8 +41,8 @@ class Observed:
 
     Attributes:
         records: Last record of each step.
-        closes: Every record of a step since ``start_s``, when it was read.
-        start_s, end_s: Of the clock.
+        closes: Every step that was closed since ``start_s``.
+        start_s, end_s: Of the soak's clock.
         first_action_s: Until then the swarm was whole.
         shares: Time and share of serving peers in the smallest stage, each poll.
     """
@@ -74,7 +74,6 @@ class Soak:
         *,
         duration_s: float,
         churn: ChurnSettings | None,
-        num_stages: int,
         peers_per_stage: int,
     ):
         self._roster = roster
@@ -82,7 +81,6 @@ class Soak:
         self._metrics = workdir / "metrics"
         self._duration_s = duration_s
         self._churn = None if churn is None else Churn(churn, duration_s)
-        self._num_stages = num_stages
         self._peers_per_stage = peers_per_stage
         self._steps: dict[str, Follower] = {}
         self._swarms: dict[str, Follower] = {}
@@ -137,8 +135,7 @@ class Soak:
             for record in steps.read():
                 self._leader = name
                 self.observed.records[record["step"]] = record
-                tokens = record.get("tokens", 0)
-                self.observed.closes.append(Close(now_s, tokens))
+                self._note_close(record)
             swarm = self._swarms.setdefault(
                 name, Follower(self._metrics / swarm_file(name))
             )
@@ -146,13 +143,18 @@ class Soak:
                 self._viewers.add(name)
                 self._view = (now_s, record["stages"])
 
+    def _note_close(self, record: dict[str, Any]) -> None:
+        """A trainer's clock is ours, and it knows better than we when a step closed."""
+        close = Close(record["time_s"] - self._origin_s, record.get("tokens", 0))
+        if self._clock_s is not None:
+            bisect.insort(self.observed.closes, close, key=lambda close: close.at_s)
+
     def _start_clock_when_warm(self, now_s: float) -> None:
-        servers = self._num_stages * self._peers_per_stage
-        online = self._serving(now_s)
-        everyone = sum(len(names) for names in online.values()) == servers
-        if everyone and len(self.observed.records) >= COMPILING_STEPS:
+        servers = {child.name for child in self._roster.servers()}
+        awaited = servers & self._roster.running(now_s)
+        online = {name for names in self._serving(now_s).values() for name in names}
+        if awaited == online and len(self.observed.records) >= COMPILING_STEPS:
             self._clock_s = self.observed.start_s = now_s
-            self.observed.closes.clear()
 
     def _serving(self, now_s: float) -> dict[int, list[str]]:
         read_s, stages = self._view
@@ -172,13 +174,15 @@ class Soak:
         )
         if action is None:
             return
-        display.notice(self._stamped(self._roster.apply(action, now_s), now_s))
-        if action.kind == Kind.KILL_TRAINER:
+        what = self._roster.apply(action, now_s)
+        display.notice(self._stamped(what, now_s))
+        if action.stage is None:
             self._leader = None
         if self.observed.first_action_s is None:
             self.observed.first_action_s = now_s
         if action.kind in FAULTS:
-            self.observed.faults.append(Fault(now_s, self._share_left(now_s)))
+            fault = Fault(now_s, self._share_left(now_s), what)
+            self.observed.faults.append(fault)
 
     def _share_left(self, now_s: float) -> float:
         """Share of serving peers after a fault, in the smallest stage."""
@@ -243,8 +247,11 @@ class Soak:
             if (path := self._metrics / f"{name}.jsonl").exists()
             for record in read_records(path)
         ]
+        recoveries = figures.recovery_figures(observed.faults, observed.closes, whole)
+        for entry in recoveries["fault_log"]:
+            entry["at_s"] -= observed.start_s
         return {
-            **figures.recovery_figures(observed.faults, observed.closes, whole),
+            **recoveries,
             "joined_peers": len(self._roster.joined),
             "join_to_first_microbatch_s": figures.join_median_s(joins),
             "fault_free_tokens_per_s": whole,

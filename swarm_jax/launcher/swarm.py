@@ -120,7 +120,6 @@ class LocalSwarm:
                 self.workdir,
                 duration_s=duration_s,
                 churn=self.churn,
-                num_stages=self.num_stages,
                 peers_per_stage=self.peers_per_stage,
             )
             soak.watch(self._run_view(len(roster.servers())), console)

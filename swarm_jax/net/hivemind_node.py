@@ -6,7 +6,8 @@ go wrong at the start becomes a ``StartupError`` that says what to change.
 It leans on private parts of the pinned hivemind: ``P2P._child``, because ``is_alive``
 stays true when p2pd dies; ``P2P._UNIX_SOCKET_PREFIX``, because a p2pd that fails or is
 killed leaves its sockets behind; ``P2P._make_process_args``, so that p2pd dies with us;
-``P2P._client``, because ``stream_open`` leaks the socket of a dial that fails.
+``P2P._client``, because ``stream_open`` leaks the socket of a dial that fails, and
+because nobody awaits the tasks of its connection.
 """
 
 import asyncio
@@ -197,6 +198,7 @@ async def start_node(
     announce_maddrs: Sequence[str] = (),
     identity_path: str | Path | None = None,
     startup_timeout_s: float = 15.0,
+    silence_s: float = 3.0,
     bans: Bans | None = None,
 ) -> HivemindNode:
     """Starts p2pd and joins the DHT.
@@ -206,6 +208,8 @@ async def start_node(
         host_maddrs: Where to listen; port 0 takes a free one.
         announce_maddrs: Addresses to tell others instead, with explicit ports.
         identity_path: Key file that fixes the peer id; made when missing.
+        silence_s: A peer that does not answer a question of the DHT for so long is
+            left. A frozen one holds up reads and writes that long.
         bans: How long peers are banned that send something malformed.
 
     Raises:
@@ -240,6 +244,13 @@ async def start_node(
                 cache_refresh_before_expiry=0,
             )
             guard.watch(dht)
+            dht.protocol.wait_timeout = silence_s  # not at the start, which is slow
+            # They fail when the daemon dies, which ``died`` tells; nobody awaits them.
+            for task in (
+                p2p._client.control._read_task,
+                p2p._client.control._write_task,
+            ):
+                task.add_done_callback(_retrieve)
             maddrs = [str(maddr) for maddr in await p2p.get_visible_maddrs()]
             return HivemindNode(p2p, dht, folder, maddrs, bans or Bans())
     except BaseException as error:
@@ -251,6 +262,12 @@ async def start_node(
         else:
             raise
         raise await _explain(text, initial_peers, identity_path) from error
+
+
+def _retrieve(task: asyncio.Task) -> None:
+    """Or asyncio prints a traceback when the task is collected."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _daemon_class(folder: SocketFolder, daemons: list[P2P]) -> type[P2P]:

@@ -30,13 +30,18 @@ class _Member:
 class Round:
     """One group's round, as all its members see it."""
 
-    def __init__(self, peers: Sequence[str], wires: Wires):
+    def __init__(self, group_id: str, peers: Sequence[str], wires: Wires):
+        self.group_id = group_id
         self.peers = tuple(peers)
         self.members: dict[str, _Member] = {}
         self.result: list[np.ndarray] | None = None
         self._wires = wires
         self._gone: set[str] = set()
         self._lost: set[str] = set()
+
+    def report(self, kind: str, peer: str) -> None:
+        group = {"group_id": self.group_id, "peers": self.peers}
+        self._wires.report(Event(kind, "allreduce", peer, header=group))
 
     def join(self, member: _Member) -> None:
         self.members[member.peer] = member
@@ -81,7 +86,7 @@ class Round:
     def hand_out(self, member: _Member) -> None:
         if self.result is None or member.mean.done():
             return
-        self._wires.report(Event("allreduce_ready", "allreduce", member.peer))
+        self.report("allreduce_ready", member.peer)
         reached = all(self._can_take(member.peer, other) for other in self.peers)
         if reached and not member.mean.done():
             member.mean.set_result([np.array(array) for array in self.result])
@@ -137,11 +142,11 @@ class LocalAllReduce:
         assert self._peer_id in peers
         await self._wires.awake(self._peer_id)
         if group_id not in self._rounds:
-            self._rounds[group_id] = Round(sorted(peers), self._wires)
+            self._rounds[group_id] = Round(group_id, sorted(peers), self._wires)
         round_ = self._rounds[group_id]
         if round_.peers != tuple(sorted(peers)):
             raise AllReduceVoid((), f"the members of group {group_id} disagree")
-        self._wires.report(Event("allreduce_joined", "allreduce", self._peer_id))
+        round_.report("allreduce_joined", self._peer_id)
         loop = asyncio.get_running_loop()
         member = _Member(self._peer_id, arrays, loop.create_future())
         member.mean.add_done_callback(_retrieve)

@@ -30,7 +30,7 @@ class Event:
         op: The request's "op", or the name of an operation.
         peer: Where it happens.
         other: The other end, if there is one.
-        header: The request's.
+        header: The request's; of an all-reduce its group_id and peers.
     """
 
     kind: str

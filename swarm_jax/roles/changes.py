@@ -41,20 +41,29 @@ class Changes:
             finally:
                 self._state.changing = False
 
-        return await self.read(closed_to_counts())
+        return await self._alone(closed_to_counts(), change)
 
     async def read(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs what only needs that no change happens meanwhile; counting goes on."""
+        return await self._alone(work)
 
-        async def alone() -> T:
+    async def _alone(
+        self, work: Coroutine[Any, Any, T], *inner: Coroutine[Any, Any, Any]
+    ) -> T:
+        async def in_turn() -> T:
             async with self._turn:
                 return await work
 
-        working = asyncio.ensure_future(alone())
-        working.add_done_callback(self.note_failure)
+        def ended(working: asyncio.Future) -> None:
+            for coroutine in (work, *inner):
+                coroutine.close()  # it was not begun, if its turn never came
+            self.note_failure(working)
+
+        working = asyncio.ensure_future(in_turn())
+        working.add_done_callback(ended)
         return await asyncio.shield(working)
 
     def note_failure(self, change: asyncio.Future) -> None:
         error = None if change.cancelled() else change.exception()
-        if error and not isinstance(error, ValueError) and not self.broken.done():
+        if error and not self.broken.done():
             self.broken.set_exception(error)

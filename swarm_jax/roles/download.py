@@ -56,6 +56,10 @@ class Download:
         self._have: dict[str, bytes] = {}
         self._liars: set[str] = set()
 
+    def honest(self, peers: Sequence[str]) -> list[str]:
+        """Those that have not sent a wrong chunk."""
+        return [peer for peer in peers if peer not in self._liars]
+
     def clear(self) -> None:
         """Frees what has come; who sent wrong chunks is not forgotten."""
         self._have.clear()
@@ -66,9 +70,7 @@ class Download:
         Raises:
             NoDonor: None of them gave it whole. What came is kept for the next try.
         """
-        manifest, donors = await self._choose(
-            [p for p in peers if p not in self._liars]
-        )
+        manifest, donors = await self._choose(peers)
         self._have = {h: c for h, c in self._have.items() if h in manifest.chunks}
         missing = [i for i, h in enumerate(manifest.chunks) if h not in self._have]
         while missing:

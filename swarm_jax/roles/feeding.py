@@ -11,6 +11,7 @@ import numpy as np
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.closing import Feed
 from swarm_jax.core.ids import MicrobatchID, Round
+from swarm_jax.core.reports import Report
 from swarm_jax.roles.messages import Relay
 from swarm_jax.roles.relay import Answer, NextStage, NoRoute, RelayFailed
 
@@ -72,12 +73,13 @@ class Feeder:
         return await self._for_each(sorted(action.missing), one)
 
     async def validation_loss(
-        self, step: int, generation: int, round_: Round
+        self, newest: Report, round_: Round, avoid: frozenset[str]
     ) -> tuple[float, list[RelayFailed]]:
         """Mean loss over the held-out sequences, through the swarm; and what failed.
 
         Args:
-            step, generation: Where the peers are.
+            newest: Of a peer that has taken the last step.
+            avoid: Peers that nothing is sent to.
         """
         sequences = self._config.validation.sequences
         sums: list[tuple[float, int]] = []
@@ -88,12 +90,12 @@ class Feeder:
                 batch,
                 Relay(
                     round=round_,
-                    generation=generation,
+                    generation=newest.generation,
                     stage=0,
-                    id=MicrobatchID(step, index),
+                    id=MicrobatchID(newest.step, index),
                     counted_by=frozenset(),
                     training=False,
-                    avoid=frozenset(),
+                    avoid=avoid,
                     budget_s=self._config.tuning.relay_timeout_s,
                 ),
             )

@@ -61,8 +61,8 @@ class Joining:
         self._download = Download(
             calls, swarm, state.stage, state_bytes(compute.state_specs), timeout_s
         )
-        self._reduced: dict[int, list[np.ndarray]] = {}
-        self._commits: dict[int, CommitRecord] = {}
+        self._reduced: dict[tuple[int, int], list[np.ndarray]] = {}
+        self._commits: dict[tuple[int, int], CommitRecord] = {}
         self._task: asyncio.Task | None = None
 
     def start(self) -> None:
@@ -80,9 +80,9 @@ class Joining:
         """What a joiner contributes to an all-reduce."""
         return [np.zeros(shape, name) for name, shape in self._compute.sum_specs]
 
-    def keep_reduced(self, step: int, mean: list[np.ndarray]) -> None:
+    def keep_reduced(self, generation: int, step: int, mean: list[np.ndarray]) -> None:
         """Notes the gradient of a step, for later."""
-        self._reduced[step] = mean
+        self._reduced[generation, step] = mean
         kept = sum(array.nbytes for array in mean) * len(self._reduced)
         while kept > self._max_kept_bytes and len(self._reduced) > 1:
             oldest = min(self._reduced)
@@ -91,11 +91,11 @@ class Joining:
                 "the gradient of step %d is dropped before it could be applied: this "
                 "peer needs longer to join than its memory lasts. Raise "
                 "tuning.join_buffer_bytes",
-                oldest,
+                oldest[1],
             )
 
-    def keep_commit(self, record: CommitRecord) -> None:
-        self._commits[record.step] = record
+    def keep_commit(self, generation: int, record: CommitRecord) -> None:
+        self._commits[generation, record.step] = record
 
     async def _join(self) -> None:
         """Downloads and catches up, until no step is missing in between.
@@ -105,7 +105,7 @@ class Joining:
         await self._changes.run(self._free())
         alone = 0
         while True:
-            peers = self._view.stage_peers(self._state.stage)
+            peers = self._download.honest(self._view.donors(self._state.stage))
             donors = [peer for peer in peers if peer != self._peer_id]
             alone = 0 if donors else alone + 1
             if alone > ALONE_TRIES:
@@ -132,31 +132,36 @@ class Joining:
         """Takes the state and applies what came after it; False if a step is missing.
 
         There is no pause between the last look at what was kept and being ONLINE, or a
-        commit could fall between the two.
+        commit could fall between the two. Whoever is no longer JOINING was restarted or
+        told to leave meanwhile.
         """
         state = self._state
+        if state.state != JOINING:
+            return True
         await self._compute.load_state(arrays_of(data, self._compute.state_specs))
         state.adopt(manifest.position)
         logger.info("took the state of step %d", state.step)
         while await self._apply_next():
             pass
-        if any(step >= state.step for step in self._commits):
+        if any(name >= (state.generation, state.step) for name in self._commits):
             return False
-        self._enter(ONLINE)
+        if state.state == JOINING:
+            self._enter(ONLINE)
         return True
 
     async def _apply_next(self) -> bool:
         """One step further; False when there is no more, or no commit of it yet."""
         state = self._state
-        record = self._commits.get(state.step)
+        name = state.generation, state.step
+        record = self._commits.get(name)
         if record and record.gradient_norm is None:
             await self._compute.clear()
             state.commit(None)
             return True
         if not state.can_commit:
-            if state.step not in self._reduced:
+            if name not in self._reduced:
                 return False
-            mean = self._reduced[state.step]
+            mean = self._reduced[name]
             await self._compute.load_reduced(mean)
             state.prepare(mean)
             return True

@@ -140,11 +140,11 @@ class Journal:
 
     def _finish(self, record: dict[str, Any], gradient_norm: float | None) -> None:
         """Writes the record, or keeps it until the validation that it is due for."""
+        record["time_s"] = now_s = asyncio.get_running_loop().time()
         if gradient_norm is None:
             self.totals.skipped_steps += 1
             self.totals.steps += 1
         else:
-            now_s = asyncio.get_running_loop().time()
             step_s = now_s - (self._step_start_s or now_s)
             record["gradient_norm"] = gradient_norm
             record["step_s"] = step_s

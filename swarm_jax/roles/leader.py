@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.closing import (
@@ -18,13 +19,12 @@ from swarm_jax.core.closing import (
     next_action,
 )
 from swarm_jax.core.ledger import audit
-from swarm_jax.core.reports import CommitRecord, Report
+from swarm_jax.core.reports import JOINING, CommitRecord, Report
 from swarm_jax.errors import Diverged
 from swarm_jax.roles.feeding import Data, Feeder
 from swarm_jax.roles.journal import Journal
 from swarm_jax.roles.leadership import Leadership, accepted
 from swarm_jax.roles.messages import (
-    Collect,
     Commit,
     DropSum,
     MalformedHeader,
@@ -98,13 +98,12 @@ class Leader:
                     await self._validate(reports)
                 case Feed():
                     await self._feed(action, reports)
-                case Drop(step, peer):
-                    request = DropSum(round=self._leadership.round, step=step)
-                    await self._insist([peer], request)
+                case Drop():
+                    await self._drop(action)
                 case Close():
-                    await self._close(action)
-                case CommitRest(record, peers):
-                    await self._commit(record, peers)
+                    await self._close(action, reports)
+                case CommitRest(record, peers, generation):
+                    await self._commit(record, peers, generation)
                 case Resync(peers):
                     request = ResyncState(round=self._leadership.round)
                     await self._insist(peers, request)
@@ -117,13 +116,11 @@ class Leader:
                 case Wait():
                     await self._wait(action)
                 case Done():
+                    await self._leadership.finish()
                     return
 
     async def _collect(self) -> list[Report]:
-        self._leadership.next_round()
-        replies = await self._leadership.ask(
-            self._view.everyone(), Collect(round=self._leadership.round)
-        )
+        replies = await self._leadership.collect(self._view.everyone())
         reports = []
         for peer in accepted(replies):
             try:
@@ -144,9 +141,10 @@ class Leader:
             raise MalformedHeader("its ledger does not fit the step")
 
     async def _feed(self, action: Feed, reports: Collection[Report]) -> None:
+        """Sends nothing to who is silent: what it counts could not be closed with."""
         self._journal.feeding(action.step)
         failures = await self._feeder.feed(
-            action,
+            replace(action, avoid=action.avoid | self._leadership.silent),
             self._leadership.round,
             self._journal.answered,
         )
@@ -166,10 +164,17 @@ class Leader:
             case ModelDiverged():
                 await self._diverged(step, str(failure), reports)
 
-    async def _close(self, action: Close) -> None:
+    async def _drop(self, action: Drop) -> None:
+        request = DropSum(
+            round=self._leadership.round,
+            generation=action.generation,
+            step=action.step,
+        )
+        await self._insist([action.peer], request)
+
+    async def _close(self, action: Close, reports: Collection[Report]) -> None:
         """Prepare in every stage, then commit everywhere."""
         groups = action.groups
-        reports = [report for group in groups.values() for report in group]
         microbatches = self._config.microbatches_per_step
         ledgers = audit(
             {s: [r.counted for r in group] for s, group in groups.items()}, microbatches
@@ -193,28 +198,31 @@ class Leader:
             loss_tokens=loss_tokens,
             ledgers=ledgers,
         )
-        joiners = [report for group in action.joiners.values() for report in group]
+        members = [
+            r for g in (groups, action.joiners) for each in g.values() for r in each
+        ]
         record = CommitRecord(action.step, norm)
-        await self._commit(record, [report.peer for report in (*reports, *joiners)])
+        await self._commit(record, [r.peer for r in members], action.generation)
 
-    async def _commit(self, record: CommitRecord, peers: Collection[str]) -> None:
+    async def _commit(
+        self, record: CommitRecord, peers: Collection[str], generation: int
+    ) -> None:
         request = Commit(
             round=self._leadership.round,
+            generation=generation,
             step=record.step,
             gradient_norm=record.gradient_norm,
         )
         if await self._insist(peers, request):
-            self._preparing.forget()
+            self._preparing.committed()
 
     async def _insist(self, peers: Collection[str], request: Request) -> set[str]:
         """Asks for a change; if nobody makes it, waits a little: the loop asks again.
 
-        A dead peer is noticed by its heartbeats. So a slow one, that compiles its
-        first update, can be given time.
+        Returns:
+            Who has made it.
         """
-        more_time_s = self._config.tuning.relay_timeout_s
-        replies = await self._leadership.ask(peers, request, more_time_s=more_time_s)
-        agreed = accepted(replies)
+        agreed = await self._leadership.insist(peers, request)
         if not agreed:
             await asyncio.sleep(RETRY_S)
         return agreed
@@ -224,6 +232,9 @@ class Leader:
     ) -> None:
         """Stops the run, or commits the step everywhere without an update.
 
+        A step that some stages have applied already cannot be skipped: it is tried
+        again.
+
         Raises:
             Diverged: The config says stop.
         """
@@ -232,11 +243,18 @@ class Leader:
                 f"The model diverged at step {step}: {what}. No peer is at fault. "
                 "Lower optimizer.learning_rate, or set swarm.on_nonfinite='skip_step'"
             )
+        if any(r.step > step and r.state != JOINING for r in reports):
+            logger.warning("step %d, which others have applied: %s", step, what)
+            await asyncio.sleep(RETRY_S)
+            return
         logger.warning("step %d is skipped: %s", step, what)
         self._leadership.next_round()
         self._journal.skipping(step)
-        current = [report.peer for report in reports if report.step == step]
-        await self._commit(CommitRecord(step, None), current)
+        members = [r for r in reports if r.step == step or r.state == JOINING]
+        generation = max(report.generation for report in reports)
+        await self._commit(
+            CommitRecord(step, None), [r.peer for r in members], generation
+        )
 
     def _may_validate(self, action: Feed | Done, reports: Collection[Report]) -> bool:
         """Not while a stage gets a step again: the others must keep its parameters."""
@@ -247,7 +265,7 @@ class Leader:
     async def _validate(self, reports: Collection[Report]) -> None:
         newest = max(reports, key=lambda r: (r.generation, r.step))
         loss, failures = await self._feeder.validation_loss(
-            newest.step, newest.generation, self._leadership.round
+            newest, self._leadership.round, self._leadership.silent
         )
         for failure in failures:
             match failure:
@@ -263,7 +281,12 @@ class Leader:
 
     async def _wait(self, action: Wait) -> None:
         names = ", ".join(map(str, action.stages))
-        if action.is_lost:
+        reason = action.reason
+        busy = sorted(peer[-6:] for peer in self._leadership.busy)
+        if busy:
+            reason = "no peer is ready"
+            advice = f"Still at what they were asked to do: {', '.join(busy)}"
+        elif action.is_lost:
             advice = (
                 "Bring one of its former peers back, or let the run start again from "
                 "step 0: type restart here, or start the trainer with --restart_if_lost"
@@ -271,13 +294,14 @@ class Leader:
         else:
             advice = f"Start a peer: {self._server_command(min(action.stages))}"
         stages = "stage" if len(action.stages) == 1 else "stages"
-        self._journal.waiting(f"Waiting: {stages} {names}: {action.reason}. {advice}")
+        self._journal.waiting(f"Waiting: {stages} {names}: {reason}. {advice}")
         await asyncio.sleep(WAIT_S)
         await self._view.refresh()
 
     def _may_restart(self, action: Wait) -> bool:
         """Whether the state is gone for good, and the user said to start again."""
-        if not (action.is_lost and self._restart_if_lost()):
+        may = action.is_lost and not self._leadership.busy and self._restart_if_lost()
+        if not may:
             return False
         now_s = asyncio.get_running_loop().time()
         if self._lost_since_s is None:

@@ -9,7 +9,14 @@ from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.ids import Round
 from swarm_jax.errors import PeerError
 from swarm_jax.net.protocols import Message, PeerCalls
-from swarm_jax.roles.messages import MalformedHeader, Request, Status, read, to_header
+from swarm_jax.roles.messages import (
+    Collect,
+    MalformedHeader,
+    Request,
+    Status,
+    read,
+    to_header,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +34,11 @@ class Leadership:
 
     Args:
         number: The term's number in the lease.
+
+    Attributes:
+        silent: Peers that did not answer in this round.
+        busy: Peers that are still at a change they were asked for. They are asked for
+            nothing else: one with a stuck device would hold up every round.
     """
 
     def __init__(
@@ -35,17 +47,95 @@ class Leadership:
         self._calls = calls
         self._swarm = config.swarm_fingerprint()
         self._control_timeout_s = config.tuning.control_timeout_s
+        self._change_timeout_s = config.tuning.relay_timeout_s
+        self._collecting: dict[str, asyncio.Task] = {}
+        self._changing: dict[str, asyncio.Task] = {}
+        self.silent: frozenset[str] = frozenset()
         self.round = Round(number, trainer, 0)
+
+    @property
+    def busy(self) -> frozenset[str]:
+        return frozenset(self._changing)
 
     def next_round(self) -> None:
         self.round = self.round._replace(pass_=self.round.pass_ + 1)
 
-    async def ask(
-        self, peers: Iterable[str], request: Request, *, more_time_s: float = 0.0
+    async def finish(self) -> None:
+        """Waits until nobody is busy."""
+        if self._changing:
+            await asyncio.wait(self._changing.values())
+
+    def close(self) -> None:
+        for task in (*self._collecting.values(), *self._changing.values()):
+            task.cancel()
+
+    async def collect(self, peers: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+        """Begins a round: asks all peers where they are; returns who answered what.
+
+        A peer that was silent is asked again, but nobody waits for it before it has
+        answered: a frozen one would hold up every round as long as the first.
+
+        Raises:
+            Deposed: One of them follows a newer leader.
+        """
+        self.next_round()
+        peers = sorted(peers)
+        under_way = self._collecting.keys() | self._changing.keys()
+        request = Collect(round=self.round)
+        timeout_s = self._control_timeout_s
+        asked = {
+            peer: self._begin(peer, request, timeout_s, self._collecting)
+            for peer in peers
+            if peer not in under_way
+        }
+        awaited = [task for peer, task in asked.items() if peer not in self.silent]
+        if asked:
+            await asyncio.wait(awaited or asked.values())
+        replies = self._replies(asked)
+        self.silent = frozenset(peers) - replies.keys()
+        return replies
+
+    async def insist(self, peers: Iterable[str], request: Request) -> set[str]:
+        """Asks for a change of parameters or sums; returns who has made it.
+
+        A slow peer (the first update compiles) has ``relay_timeout_s`` for it, but is
+        not waited for so long: see ``busy``.
+
+        Raises:
+            Deposed: One of them follows a newer leader.
+        """
+        timeout_s = self._change_timeout_s
+        asked = {
+            peer: self._begin(peer, request, timeout_s, self._changing)
+            for peer in peers
+            if peer not in self._changing
+        }
+        if asked:
+            await asyncio.wait(asked.values(), timeout=self._control_timeout_s)
+        return accepted(self._replies(asked))
+
+    def _begin(
+        self,
+        peer: str,
+        request: Request,
+        timeout_s: float,
+        under_way: dict[str, asyncio.Task],
+    ) -> asyncio.Task:
+        task = under_way[peer] = asyncio.ensure_future(
+            self._ask(peer, request, timeout_s)
+        )
+        task.add_done_callback(lambda _: under_way.pop(peer))
+        task.add_done_callback(lambda _: self._heard(peer, task))
+        return task
+
+    def _heard(self, peer: str, task: asyncio.Task) -> None:
+        if not task.cancelled() and not task.exception() and task.result() is not None:
+            self.silent -= {peer}
+
+    def _replies(
+        self, asked: Mapping[str, asyncio.Task]
     ) -> dict[str, Mapping[str, Any]]:
-        """Asks all peers the same; see ``ask_each``."""
-        requests = {peer: request for peer in peers}
-        return await self.ask_each(requests, more_time_s=more_time_s)
+        return self._checked({p: t.result() for p, t in asked.items() if t.done()})
 
     async def ask_each(
         self, requests: Mapping[str, Request], *, more_time_s: float = 0.0
@@ -62,17 +152,19 @@ class Leadership:
         headers = await asyncio.gather(
             *(self._ask(peer, r, timeout_s) for peer, r in requests.items())
         )
-        replies = {
-            peer: header
-            for peer, header in zip(requests, headers, strict=True)
-            if header is not None
-        }
+        return self._checked(dict(zip(requests, headers, strict=True)))
+
+    def _checked(
+        self, headers: Mapping[str, Mapping[str, Any] | None]
+    ) -> dict[str, Mapping[str, Any]]:
+        """The answers, without those that are none."""
+        replies = {p: header for p, header in headers.items() if header is not None}
         for peer, header in list(replies.items()):
             try:
                 if header.get("status") == Status.OLD_ROUND:
                     self.check_promise(read(header, "promise", "Round"))
             except MalformedHeader as error:
-                logger.warning("%s: answer of %s: %s", requests[peer].op, peer, error)
+                logger.warning("answer of %s: %s", peer, error)
                 del replies[peer]
         return replies
 
@@ -83,7 +175,8 @@ class Leadership:
         try:
             return (await self._calls.call(peer, message, timeout_s=timeout_s)).header
         except PeerError as error:
-            logger.info("%s: no answer: %s", request.op, error)
+            level = logging.DEBUG if peer in self.silent else logging.INFO
+            logger.log(level, "%s: no answer: %s", request.op, error)
             return None
 
     def check_promise(self, promise: Round) -> None:

@@ -38,25 +38,33 @@ class Lease:
         self._trainer = trainer
         self._data_digest = data_digest
         self._lease_s = config.tuning.lease_s
-        self._refresh_s = config.tuning.directory_refresh_s
         self._seen = 0
 
     async def acquire(self) -> int:
         """Waits until nobody else leads; returns the number of our term.
+
+        Numbers are remembered: that of a dead leader expires with its lease.
 
         Raises:
             ConfigError: Another trainer of this swarm has other data.
         """
         while True:
             claims = await self._claims()
-            others = {t: claim for t, claim in claims.items() if t != self._trainer}
-            if not any(claim["leads"] for claim in others.values()):
-                numbers = [claim["number"] for claim in claims.values()]
-                number = max([self._seen, *numbers]) + 1
-                await self._store(number, leads=True)
-                self._seen = number
-                return number
-            await asyncio.sleep(self._refresh_s)
+            self._seen = max([self._seen, *(c["number"] for c in claims.values())])
+            others = [claim for t, claim in claims.items() if t != self._trainer]
+            if not any(claim["leads"] for claim in others):
+                self._seen += 1
+                return await self._claim(self._seen)
+            await asyncio.sleep(self._lease_s / 5)
+
+    async def _claim(self, number: int) -> int:
+        """Who is told to leave in the middle must not keep others from leading."""
+        try:
+            await self._store(number, leads=True)
+        except asyncio.CancelledError:
+            await self.release(number)
+            raise
+        return number
 
     async def keep(self, number: int) -> None:
         """Renews until cancelled."""

@@ -33,6 +33,7 @@ class Leaving:
         swarm: The swarm's fingerprint.
         steps: Steps of the run; after the last one there is nothing to hand over.
         enter: Changes this peer's state, and tells the swarm.
+        stop_joining: Gives up a download.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Leaving:
         steps: int,
         call_timeout_s: float,
         enter: Callable[[str], None],
+        stop_joining: Callable[[], None],
     ):
         self._state = state
         self._calls = calls
@@ -59,6 +61,7 @@ class Leaving:
         self._steps = steps
         self._call_timeout_s = call_timeout_s
         self._enter = enter
+        self._stop_joining = stop_joining
 
     async def drain(self, timeout_s: float) -> bool:
         """Leaves; False if time ran out before anybody had taken over.
@@ -67,6 +70,7 @@ class Leaving:
         """
         if self._state.state == JOINING or self._state.step >= self._steps:
             self._enter(OFFLINE)
+            self._stop_joining()
             return True
         self._enter(DRAINING)
         deadline_s = asyncio.get_running_loop().time() + timeout_s
@@ -94,7 +98,7 @@ class Leaving:
             # A prepared gradient is about to be committed, and the sum with it.
             if not state.can_commit:
                 for peer in self._view.online(state.stage):
-                    if await self._give(peer):
+                    if peer != self._calls.peer_id and await self._give(peer):
                         return
             await asyncio.sleep(RETRY_S)
             await self._view.refresh()

@@ -86,10 +86,15 @@ class Collect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DropSum:
-    """Forget your gradient sum of this step."""
+    """Forget your gradient sum of this step.
+
+    Attributes:
+        generation: Of the run that the step belongs to.
+    """
 
     op: ClassVar[str] = "drop"
     round: Round
+    generation: int
     step: int
 
 
@@ -98,12 +103,14 @@ class Prepare:
     """All-reduce your gradient sum inside ``group``, into a buffer.
 
     Attributes:
+        generation: Of the run that the step belongs to.
         group: Peers of the stage that take part, each with the digest of its ledger.
         loss_tokens: Loss tokens of the whole step, which the gradient is divided by.
     """
 
     op: ClassVar[str] = "prepare"
     round: Round
+    generation: int
     step: int
     group: dict[str, str]
     loss_tokens: int
@@ -114,11 +121,13 @@ class Commit:
     """Apply the prepared gradient and go on to the next step.
 
     Attributes:
+        generation: Of the run that the step belongs to.
         gradient_norm: Over all stages; None to skip the step without an update.
     """
 
     op: ClassVar[str] = "commit"
     round: Round
+    generation: int
     step: int
     gradient_norm: float | None
 

@@ -2,12 +2,12 @@
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from swarm_jax.config import ExperimentConfig, leaves
-from swarm_jax.core.reports import OFFLINE, ONLINE
+from swarm_jax.core.reports import DRAINING, OFFLINE, ONLINE
 from swarm_jax.errors import ConfigError
 from swarm_jax.net.protocols import Directory
 
@@ -34,18 +34,21 @@ class PeerRecord:
 
 
 class SwarmView:
-    """Reads every stage's records every ``directory_refresh_s``.
+    """Reads the records of some stages every ``directory_refresh_s``.
 
     Args:
         config: Names the keys and the periods.
         directory: Where records are kept.
+        of_stages: Those that are read; each costs questions to many peers.
     """
 
-    def __init__(self, config: ExperimentConfig, directory: Directory):
+    def __init__(
+        self, config: ExperimentConfig, directory: Directory, of_stages: Iterable[int]
+    ):
         self.directory = directory
         self._config = config
         self._tuning = config.tuning
-        self._num_stages = config.swarm.num_stages
+        self._of_stages = tuple(of_stages)
         self._swarm = config.swarm_fingerprint()
         self.prefix = f"{config.run_id}.{self._swarm}"
         self._stages: dict[int, dict[str, PeerRecord]] = {}
@@ -67,20 +70,24 @@ class SwarmView:
         records = self._stages.get(stage, {})
         return sorted(peer for peer, r in records.items() if r.state == ONLINE)
 
+    def donors(self, stage: int) -> list[str]:
+        """Peers that have the state of ``stage``, as far as they say."""
+        records = self._stages.get(stage, {})
+        having = ONLINE, DRAINING
+        return sorted(peer for peer, r in records.items() if r.state in having)
+
     def newest_step(self, stage: int) -> int:
         """Of the peers of ``stage``; 0 when there are none."""
         records = self._stages.get(stage, {})
         return max((r.step for r in records.values() if r.state != OFFLINE), default=0)
 
-    def stage_peers(self, stage: int) -> list[str]:
-        """Peers of ``stage`` that have not said goodbye."""
-        records = self._stages.get(stage, {})
-        return sorted(peer for peer, r in records.items() if r.state != OFFLINE)
-
     def everyone(self) -> list[str]:
         """All peers of all stages that have not said goodbye."""
         return sorted(
-            peer for stage in self._stages for peer in self.stage_peers(stage)
+            peer
+            for records in self._stages.values()
+            for peer, record in records.items()
+            if record.state != OFFLINE
         )
 
     async def join(self) -> None:
@@ -98,9 +105,8 @@ class SwarmView:
         await self.refresh()
 
     async def refresh(self) -> None:
-        stages = range(self._num_stages)
         found = await asyncio.gather(
-            *(self.directory.get(self.stage_key(stage)) for stage in stages)
+            *(self.directory.get(self.stage_key(stage)) for stage in self._of_stages)
         )
         self._stages = {
             stage: {
@@ -108,18 +114,23 @@ class SwarmView:
                 for peer, entry in entries.items()
                 if (record := _read(entry.value, stage)) is not None
             }
-            for stage, entries in zip(stages, found, strict=True)
+            for stage, entries in zip(self._of_stages, found, strict=True)
         }
 
     async def keep_fresh(self) -> None:
         """Refreshes for ever, and keeps the run's name taken."""
+        settings, expiry_s = _settings(self._config), self._tuning.directory_expiry_s
+        loop = asyncio.get_running_loop()
+        due_s = loop.time()
         while True:
-            await self.directory.store(
-                self._run_key,
-                self._swarm,
-                _settings(self._config),
-                expires_in_s=self._tuning.directory_expiry_s,
-            )
+            if loop.time() >= due_s:
+                due_s = loop.time() + expiry_s / 3
+                await self.directory.store(
+                    self._run_key,
+                    self._swarm,
+                    settings,
+                    expires_in_s=expiry_s,
+                )
             await self.refresh()
             await asyncio.sleep(self._tuning.directory_refresh_s)
 

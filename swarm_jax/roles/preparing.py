@@ -1,11 +1,13 @@
 """Asks every stage to all-reduce its gradient, and learns from void rounds."""
 
+import asyncio
 import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from swarm_jax.config import ExperimentConfig
+from swarm_jax.core.bans import Bans
 from swarm_jax.core.closing import Close, most_suspect
 from swarm_jax.core.ledger import ledger_digest
 from swarm_jax.roles.leadership import Leadership, accepted
@@ -14,6 +16,8 @@ from swarm_jax.roles.messages import MalformedHeader, Prepare, Status, read
 logger = logging.getLogger(__name__)
 
 VOIDS_BEFORE_LEAVING_OUT = 2
+LONGEST_TIMEOUTS = 20
+"""Longest time that a peer is left out, in all-reduce time-outs: what it costs then."""
 
 
 class GradientDiverged(Exception):
@@ -28,13 +32,18 @@ class Preparing:
     """The first half of closing a step (design, section 5, exact prepare).
 
     Two stage peers may be unable to reach each other for good: after two void rounds
-    the most named peer is left out of the step, and its microbatches run again.
+    the most named peer is left out of the step, and its microbatches run again. Each
+    time it is left out for twice as long, so the longer it lasts, the less it costs.
     """
 
     def __init__(self, config: ExperimentConfig, leadership: Leadership):
         self._leadership = leadership
         self._allreduce_timeout_s = config.tuning.allreduce_timeout_s
-        self.forget()
+        longest_s = LONGEST_TIMEOUTS * config.tuning.allreduce_timeout_s
+        self._bans = Bans(config.tuning.ban_s, longest_s)
+        self._voids = 0
+        self._failures: list[tuple[str, list[str]]] = []
+        self.left_out: frozenset[str] = frozenset()
 
     async def prepare(self, action: Close, loss_tokens: int) -> float | None:
         """All-reduces in every stage.
@@ -54,7 +63,7 @@ class Preparing:
             for stage, reports in action.joiners.items()
         }
         groups = {stage: digests[stage] | joiners.get(stage, {}) for stage in digests}
-        replies = await self._ask_all(action.step, groups, loss_tokens)
+        replies = await self._ask_all(action, groups, loss_tokens)
         for stage, group in groups.items():
             statuses = {replies.get(peer, {}).get("status") for peer in group}
             if Status.NONFINITE in statuses:
@@ -72,12 +81,13 @@ class Preparing:
         return math.sqrt(math.fsum(norms))
 
     async def _ask_all(
-        self, step: int, groups: Mapping[int, dict[str, str]], loss_tokens: int
+        self, action: Close, groups: Mapping[int, dict[str, str]], loss_tokens: int
     ) -> dict[str, Mapping[str, Any]]:
         requests = {
             peer: Prepare(
                 round=self._leadership.round,
-                step=step,
+                generation=action.generation,
+                step=action.step,
                 group=group,
                 loss_tokens=loss_tokens,
             )
@@ -98,7 +108,7 @@ class Preparing:
     ) -> None:
         if joining:
             # A joiner that fails must not hold the others up twice.
-            self.left_out |= joining
+            self._leave_out(joining)
             return
         self._voids += 1
         for peer in sorted(missing):
@@ -112,13 +122,22 @@ class Preparing:
             suspect = most_suspect(self._failures, groups, self.left_out)
             if suspect is not None:
                 logger.warning("step %d is closed without %s", step, suspect[-6:])
-                self.left_out |= {suspect}
+                self._leave_out({suspect})
 
-    def forget(self) -> None:
-        """The step is committed: nobody is left out of the next one."""
+    def _leave_out(self, peers: set[str]) -> None:
+        now_s = asyncio.get_running_loop().time()
+        for peer in peers:
+            self._bans.ban(peer, now_s)
+        self.left_out |= peers
+
+    def committed(self) -> None:
+        """The step is over: who was left out takes part again when its ban is over."""
+        now_s = asyncio.get_running_loop().time()
         self._voids = 0
-        self._failures: list[tuple[str, list[str]]] = []
-        self.left_out: frozenset[str] = frozenset()
+        self._failures = []
+        self.left_out = frozenset(
+            peer for peer in self.left_out if self._bans.left_s(peer, now_s)
+        )
 
 
 def _norm(reply: Mapping[str, Any] | None) -> float | None:

@@ -112,6 +112,9 @@ class Snapshots:
         self._kept: dict[str, tuple[Manifest, memoryview]] = {}
         self._expiry: dict[str, asyncio.TimerHandle] = {}
 
+    def __len__(self) -> int:
+        return len(self._kept)
+
     async def manifest(self, request: FetchManifest) -> Message:
         async with self._turn:
             if request.stage != self._state.stage or self._state.state == JOINING:

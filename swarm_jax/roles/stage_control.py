@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from swarm_jax.config import ExperimentConfig
-from swarm_jax.core.ids import Round
 from swarm_jax.core.reports import (
     DRAINING,
     JOINING,
@@ -105,7 +104,7 @@ class StageControl:
         return await self._changes.run(self._drop(request))
 
     async def _drop(self, request: DropSum) -> Message:
-        if bad := self._refuse(request.round, request.step):
+        if bad := self._refuse(request):
             return bad
         await self._compute.clear()
         self._state.clear()
@@ -139,13 +138,13 @@ class StageControl:
             logger.warning("step %d: %s", request.step, void)
             return refusal(Status.VOID, lacked=list(void.missing))
         if self._state.state == JOINING:
-            self._joining.keep_reduced(request.step, mean)
+            self._joining.keep_reduced(request.generation, request.step, mean)
             return Message({"status": Status.OK, "squared_norm": None})
         return await self._changes.run(self._load(request, mean))
 
     async def _contribution(self, request: Prepare) -> Message | list[np.ndarray]:
         """This peer's part of the mean, if its sum is what the leader believes."""
-        if bad := self._refuse(request.round, request.step):
+        if bad := self._refuse(request):
             return bad
         if request.group.get(self._peer_id) != self._state.ledger_digest():
             return refusal(Status.DIFFERENT_LEDGER)
@@ -153,7 +152,7 @@ class StageControl:
         return await self._compute.gradient_sum(scale)
 
     async def _load(self, request: Prepare, mean: list[np.ndarray]) -> Message:
-        if bad := self._refuse(request.round, request.step):
+        if bad := self._refuse(request):
             return bad
         self._state.prepared = None
         squared_norm = await self._compute.load_reduced(mean)
@@ -166,23 +165,25 @@ class StageControl:
         if self._state.state == JOINING:
             if not self._state.promise_to(request.round):
                 return self._old_round()
-            self._joining.keep_commit(CommitRecord(request.step, request.gradient_norm))
+            record = CommitRecord(request.step, request.gradient_norm)
+            self._joining.keep_commit(request.generation, record)
             return Message({"status": Status.OK})
         return await self._changes.run(self._commit(request))
 
     async def _commit(self, request: Commit) -> Message:
-        if self._state.step > request.step:
+        state = self._state
+        if state.generation == request.generation and state.step > request.step:
             return Message({"status": Status.OK})
-        if bad := self._refuse(request.round, request.step):
+        if bad := self._refuse(request):
             return bad
-        counted = len(self._state.ledger)
+        counted = len(state.ledger)
         if request.gradient_norm is None:
             await self._compute.clear()
-        elif self._state.can_commit:
+        elif state.can_commit:
             await self._compute.apply(request.gradient_norm)
         else:
             return refusal(Status.NOT_PREPARED)
-        self._state.commit(request.gradient_norm)
+        state.commit(request.gradient_norm)
         self._on_commit(counted)
         return Message({"status": Status.OK})
 
@@ -190,10 +191,10 @@ class StageControl:
         """Starts to fetch the stage's state; answers at once."""
         if not self._state.promise_to(request.round):
             return self._old_round()
-        if self._state.state == ONLINE:
-            self._joining.start()
-        elif self._state.state == DRAINING:
+        if self._state.state == DRAINING:
             self.enter(OFFLINE)  # what it would hand over is stale
+        elif self._state.state != OFFLINE:
+            self._joining.start()
         return Message({"status": Status.OK})
 
     async def restart(self, request: RestartRun) -> Message:
@@ -242,13 +243,14 @@ class StageControl:
         self._state.state = state
         self._on_state()
 
-    def _refuse(self, round_: Round, step: int) -> Message | None:
-        if not self._state.promise_to(round_):
+    def _refuse(self, request: DropSum | Prepare | Commit) -> Message | None:
+        state = self._state
+        if not state.promise_to(request.round):
             return self._old_round()
-        if self._state.state == JOINING:
+        if state.state == JOINING:
             return refusal(Status.NOT_ONLINE)
-        if step != self._state.step:
-            return refusal(Status.WRONG_STEP, step=self._state.step)
+        if (request.generation, request.step) != (state.generation, state.step):
+            return refusal(Status.WRONG_STEP, step=state.step)
         return None
 
     def _old_round(self) -> Message:

@@ -95,7 +95,9 @@ class StageServer:
         self._joined_s: float | None = None
         self._join_record: dict[str, float] = {}
         self.state = StageState(stage)
-        self.view = SwarmView(config, directory)
+        # Its stage peers, and those that it sends to.
+        nearby = range(stage, min(stage + 2, config.swarm.num_stages))
+        self.view = SwarmView(config, directory, nearby)
         self._relaying = Relaying(
             calls.peer_id,
             self.state,
@@ -142,6 +144,7 @@ class StageServer:
             steps=config.steps,
             call_timeout_s=config.tuning.relay_timeout_s,
             enter=self._control.enter,
+            stop_joining=self._joining.cancel,
         )
 
     def _next_stage(self, config: ExperimentConfig, stage: int) -> NextStage | None:
@@ -166,6 +169,16 @@ class StageServer:
         finally:
             self._joining.cancel()
             self._snapshots.close()
+
+    @property
+    def holds(self) -> dict[str, int]:
+        """What is in progress or kept for others, by name: its memory, in short."""
+        return {
+            "microbatches": len(self._relaying),
+            "gradients under way": len(self.state.settling),
+            "counted": len(self.state.ledger),
+            "snapshots": len(self._snapshots),
+        }
 
     async def drain(self, timeout_s: float) -> bool:
         """Leaves without a loss; False if nobody took over in time."""
@@ -319,10 +332,14 @@ class StageServer:
             **self._join_record,
         )
         self._join_record = {}
-        self._state_changed()
+        self._finish_if_last()
 
     def _state_changed(self) -> None:
+        """Not for each step: to publish a record costs questions to many peers."""
         self._news.set()
+        self._finish_if_last()
+
+    def _finish_if_last(self) -> None:
         if self.state.step == self._config.steps and not self._finished:
             self._finished = True
             self._on_finished()

@@ -50,7 +50,7 @@ class Trainer:
         self._data = data
         self._server_command = server_command
         self._restart_if_lost = restart_if_lost
-        self._view = SwarmView(config, directory)
+        self._view = SwarmView(config, directory, range(config.swarm.num_stages))
         self._journal = Journal(
             config, self._view, steps=steps, swarm=swarm, learning_rate=learning_rate
         )
@@ -90,11 +90,10 @@ class Trainer:
 
     async def _lead(self, number: int) -> None:
         first_stage = NextStage(self._config, 0, self._calls, self._view, [])
+        leadership = Leadership(self._config, self._calls, self._calls.peer_id, number)
         leader = Leader(
             self._config,
-            leadership=Leadership(
-                self._config, self._calls, self._calls.peer_id, number
-            ),
+            leadership=leadership,
             view=self._view,
             data=self._data,
             feeder=Feeder(self._config, self._data, first_stage),
@@ -105,4 +104,5 @@ class Trainer:
         try:
             await supervised(leader.lead(), self._lease.keep(number))
         finally:
+            leadership.close()
             await self._lease.release(number)

@@ -4,5 +4,10 @@ clock.py     event loop whose clock jumps to the next timer
 swarm.py     stage servers and a trainer in one process
 data.py      random tokens by microbatch id
 modelled.py  a device without JAX whose arithmetic is exact
-chaos.py     random schedules of faults, and the oracle for all of them
+faults.py    faults and schedules as data
+sabotage.py  strikes where a schedule says
+damage.py    what faults do to links and messages
+chaos.py     runs a schedule and lets the oracle look
+oracle.py    what must be true at the end of every run
+schedules.py random schedules
 """

@@ -1,334 +1,54 @@
-"""Faults as data: random schedules on virtual time, and one oracle for all of them.
+"""Runs a schedule of faults to its end, and lets the oracle look.
 
-A schedule is a list of faults, each at a request ("when the n-th ``op`` reaches
-``peer``") or at a time. The oracle is always the same: the run ends, its ledgers are
-exact, and every peer that is at the last step has bit for bit the state of a run
-without faults (``sim.modelled`` computes exactly).
+The oracle (``sim.oracle``) asks the same of every run: it ends in bounded time with all
+live peers at the last step and ONLINE, bit for bit as plain training; every update was
+made with exact ledgers; nothing is left over and nothing has crashed.
 """
 
 import asyncio
 import itertools
-import random
-from collections import Counter
-from collections.abc import Awaitable, Coroutine, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import numpy as np
+
 from swarm_jax.config import ExperimentConfig
-from swarm_jax.core.ledger import Audit
 from swarm_jax.core.reports import ONLINE
-from swarm_jax.errors import PeerLost
+from swarm_jax.errors import BadMessage
+from swarm_jax.net.local import Event, LocalNetwork
 from swarm_jax.net.protocols import Message
 from swarm_jax.sim.clock import run_virtual
+from swarm_jax.sim.faults import TRAINER, Schedule
 from swarm_jax.sim.modelled import ModelledCompute, ModelledTokens, modelled_config
+from swarm_jax.sim.oracle import Broken, Closes, check_records, train_sequentially
+from swarm_jax.sim.sabotage import Saboteur
 from swarm_jax.sim.swarm import SimulatedSwarm
 
 STEPS = 4
-DEADLINE_S = 2000.0
-OPS = ("relay", "collect", "prepare", "commit", "drop", "resync", "manifest", "chunk")
-CLOSE_OPS = ("collect", "prepare", "commit")
-KINDS = (
-    *("kill", "freeze", "drain", "join", "kill_trainer"),
-    *("refuse", "lose_answer", "duplicate", "delay"),
-)
+LATENCY_S = 0.005
+POLL_S = 0.25
+PATIENCE_S = 60.0
+"""For a run and for each of its faults, beside how long the fault lasts."""
+CLEAN_S = 30.0
+"""A run that is over has nothing in progress after this."""
 
 
-class Broken(Exception):
-    """The oracle says no."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Attributes:
-    kind: One of ``KINDS``.
-    stage, replica: The peer it strikes; ``replica`` counts those ever started.
-    op, nth: Strikes when the n-th request of this kind reaches that peer.
-    at_s: Or at this time, if ``op`` is empty.
-    for_s: How long a freeze or a delay lasts.
-    """
-
-    kind: str
-    stage: int
-    replica: int
-    op: str
-    nth: int
-    at_s: float
-    for_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """One run: its shape and its faults."""
-
-    peers_per_stage: tuple[int, ...]
-    trainers: int
-    faults: tuple[Fault, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Schedule":
-        faults = tuple(Fault(**fault) for fault in values["faults"])
-        peers = tuple(values["peers_per_stage"])
-        return cls(peers, values["trainers"], faults)
-
-
-def random_schedule(seed: int) -> Schedule:
-    """A schedule that is a function of its seed; every third strikes only closes."""
-    rng = random.Random(seed)
-    peers = tuple(rng.randint(1, 3) for _ in range(rng.randint(1, 4)))
-    ops = CLOSE_OPS if rng.random() < 0.34 else OPS
-    faults = tuple(_random_fault(rng, peers, ops) for _ in range(rng.randint(1, 8)))
-    return Schedule(peers, rng.randint(1, 2), faults)
-
-
-def _random_fault(
-    rng: random.Random, peers: Sequence[int], ops: Sequence[str]
-) -> Fault:
-    stage = rng.randrange(len(peers))
-    return Fault(
-        kind=rng.choice(KINDS),
-        stage=stage,
-        replica=rng.randint(0, peers[stage]),
-        op=rng.choice(ops) if rng.random() < 0.8 else "",
-        nth=rng.randint(1, 12),
-        at_s=round(rng.uniform(0.0, 3.0), 2),
-        for_s=round(rng.choice([0.05, 0.5, 4.0, 15.0]), 2),
-    )
-
-
-def run_schedule(schedule: Schedule) -> None:
-    """Runs a schedule to its end.
+def run_schedule(schedule: Schedule) -> frozenset[int]:
+    """Runs a schedule to its end; returns the places of the faults that really struck.
 
     Raises:
         Broken: With what is wrong.
     """
-    config = modelled_config(num_stages=len(schedule.peers_per_stage), steps=STEPS)
-    expected = _reference(config)
+    return run_virtual(_ChaosRun(schedule).run())
+
+
+def failure(schedule: Schedule) -> str | None:
+    """What is wrong with a run of the schedule; None if it is right."""
     try:
-        audit, states = run_virtual(_ChaosRun(config, schedule).run())
-    except TimeoutError as error:
-        raise Broken(f"not finished after {DEADLINE_S:g} s") from error
-    # The record of one step may have died with each trainer, between commit and note.
-    dead_trainers = sum(fault.kind == "kill_trainer" for fault in schedule.faults)
-    enough = max(0, STEPS - dead_trainers) * config.microbatches_per_step
-    if not audit.exact or audit.expected < enough:
-        raise Broken(f"ledgers: {audit}")
-    for peer, state in states.items():
-        stage = int(peer.removeprefix("stage").split("-")[0])
-        if state != expected[stage]:
-            raise Broken(f"{peer} has other parameters than a run without faults")
-
-
-_references: dict[str, list[bytes]] = {}
-
-
-def _reference(config: ExperimentConfig) -> list[bytes]:
-    """Final state of each stage in a run without faults, one peer per stage."""
-    key = config.swarm_fingerprint()
-    if key not in _references:
-        one_each = Schedule((1,) * config.swarm.num_stages, 1, ())
-        _, states = run_virtual(_ChaosRun(config, one_each).run())
-        _references[key] = [states[f"stage{s}-0"] for s in range(len(states))]
-    return _references[key]
-
-
-class _ChaosRun:
-    def __init__(self, config: ExperimentConfig, schedule: Schedule):
-        self._schedule = schedule
-        self._swarm = SimulatedSwarm(
-            config,
-            data=ModelledTokens(config),
-            make_compute=lambda stage: ModelledCompute(config, stage),
-            peers_per_stage=schedule.peers_per_stage,
-        )
-        self._config = config
-        self._seen: Counter[tuple[str, str]] = Counter()
-        self._trainers: dict[str, tuple[Any, asyncio.Task]] = {}
-        self._leaving: set[str] = set()
-        self._acting: set[asyncio.Task] = set()
-        self._failed: list[BaseException] = []
-        self._names = itertools.count()
-
-    async def run(self) -> tuple[Audit, dict[str, bytes]]:
-        for stage, count in enumerate(self._schedule.peers_per_stage):
-            for _ in range(count):
-                self._start_peer(stage)
-        for _ in range(self._schedule.trainers):
-            self._start_trainer()
-        for fault in self._schedule.faults:
-            if not fault.op:
-                self._act(self._strike_at(fault))
-        try:
-            async with asyncio.timeout(DEADLINE_S):
-                while not any(t.done() for _, t in self._trainers.values()):
-                    await asyncio.wait(
-                        [task for _, task in self._trainers.values()],
-                        timeout=1.0,
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
-            for task in self._acting:
-                task.cancel()
-            for failed in self._failed:
-                raise failed
-            return await self._result()
-        finally:
-            await self._stop()
-
-    async def _result(self) -> tuple[Audit, dict[str, bytes]]:
-        for _, task in self._trainers.values():
-            if task.done():
-                task.result()
-        last = self._config.steps
-        states = {}
-        for peer, server in list(self._swarm.servers.items()):
-            state = server.state
-            if state.step == last and state.state == ONLINE and not state.changing:
-                arrays = await self._swarm.computes[peer].state()
-                states[peer] = b"".join(array.tobytes() for array in arrays)
-        stages = {peer.split("-")[0] for peer in states}
-        if len(stages) < self._config.swarm.num_stages:
-            raise Broken(f"only {sorted(states)} are at the last step")
-        return _closed(self._swarm.steps), states
-
-    async def _stop(self) -> None:
-        for peer in list(self._swarm._tasks):
-            await self._swarm.kill(peer)
-        for name, (_, task) in self._trainers.items():
-            task.cancel()
-            self._swarm.network.kill(name)
-        await asyncio.wait([task for _, task in self._trainers.values()])
-
-    def _start_peer(self, stage: int) -> None:
-        peer = self._swarm.start_peer(stage)
-        server = self._swarm.servers[peer]
-        handle = server.handle
-
-        async def watched(sender: str, message: Message) -> Message:
-            op = message.header["op"]
-            self._seen[peer, op] += 1
-            faults = [f for f in self._schedule.faults if self._strikes(f, peer, op)]
-            for fault in faults:
-                if fault.kind == "refuse":
-                    raise ConnectionError("refused by the schedule")
-                if fault.kind == "delay":
-                    await asyncio.sleep(fault.for_s)
-                elif fault.kind == "duplicate":
-                    self._act(_ignoring_errors(handle(sender, message)))
-                elif fault.kind != "lose_answer":
-                    self._act(self._strike(fault, peer))
-                    await asyncio.sleep(0)
-            reply = await handle(sender, message)
-            if any(fault.kind == "lose_answer" for fault in faults):
-                raise ConnectionError("answer lost by the schedule")
-            return reply
-
-        server.handle = watched
-
-    def _strikes(self, fault: Fault, peer: str, op: str) -> bool:
-        return (
-            f"stage{fault.stage}-{fault.replica}" == peer
-            and fault.op == op
-            and self._seen[peer, op] == fault.nth
-        )
-
-    async def _strike_at(self, fault: Fault) -> None:
-        await asyncio.sleep(fault.at_s)
-        await self._strike(fault, f"stage{fault.stage}-{fault.replica}")
-
-    async def _strike(self, fault: Fault, peer: str) -> None:
-        match fault.kind:
-            case "join":
-                self._start_peer(fault.stage)
-            case "kill_trainer":
-                await self._kill_trainer()
-            case "kill" if self._is_spare(peer):
-                await self._swarm.kill(peer)
-            case "freeze" if peer in self._swarm._tasks:
-                self._swarm.network.freeze(peer)
-                await asyncio.sleep(fault.for_s)
-                self._swarm.network.thaw(peer)
-            case "drain" if self._is_spare(peer):
-                await self._drain(peer)
-
-    async def _drain(self, peer: str) -> None:
-        server = self._swarm.servers[peer]
-        self._leaving.add(peer)
-        left = await server.drain(10.0)
-        await server.leave()
-        if left and peer in self._swarm._tasks:
-            await self._swarm.kill(peer)
-        elif not left:
-            server.state.state = ONLINE  # nobody could take over: it stays
-            self._leaving.discard(peer)
-
-    async def _kill_trainer(self) -> None:
-        name = min(
-            (n for n, (_, t) in self._trainers.items() if not t.done()), default=""
-        )
-        if name:
-            _, task = self._trainers.pop(name)
-            self._start_trainer()
-            self._swarm.network.kill(name)
-            task.cancel()
-            await asyncio.wait([task])
-
-    def _start_trainer(self) -> None:
-        name = f"trainer{next(self._names)}"
-        trainer = self._swarm.make_trainer(name)
-        self._trainers[name] = trainer, asyncio.ensure_future(trainer.run())
-
-    def _is_spare(self, peer: str) -> bool:
-        """Whether its stage keeps another peer of the newest step without it.
-
-        That peer must also have what this one has prepared: a stage that lost all
-        that, and cannot get the step again, is lost for good.
-        """
-        if peer not in self._swarm._tasks or peer in self._leaving:
-            return False
-        mine = self._swarm.servers[peer].state
-        newest = max(server.state.step for server in self._alive(mine.stage).values())
-        return any(
-            other != peer
-            and server.state.state == ONLINE
-            and server.state.step == newest
-            and not server.state.changing
-            for other, server in self._alive(mine.stage).items()
-        )
-
-    def _alive(self, stage: int) -> dict[str, Any]:
-        return {
-            peer: self._swarm.servers[peer]
-            for peer in self._swarm._tasks
-            if self._swarm.servers[peer].state.stage == stage
-            and peer not in self._leaving
-        }
-
-    def _act(self, action: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(action)
-        self._acting.add(task)
-        task.add_done_callback(self._acted)
-
-    def _acted(self, task: asyncio.Task) -> None:
-        self._acting.discard(task)
-        if not task.cancelled() and task.exception():
-            self._failed.append(task.exception())
-
-
-async def _ignoring_errors(call: Awaitable[object]) -> None:
-    try:
-        await call
-    except (PeerLost, ConnectionError):
-        return
-
-
-def _closed(records: Sequence[dict[str, Any]]) -> Audit:
-    """Over all steps that any trainer closed."""
-    names = ("expected", "counted_once", "lost", "counted_twice")
-    return Audit(
-        *(sum(record[f"microbatches_{n}"] for record in records) for n in names)
-    )
+        run_schedule(schedule)
+    except Exception as error:  # whatever it is, this schedule shows it
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def shrink(schedule: Schedule) -> Schedule:
@@ -344,10 +64,191 @@ def shrink(schedule: Schedule) -> Schedule:
     return schedule
 
 
-def failure(schedule: Schedule) -> str | None:
-    """What is wrong with a run of the schedule; None if it is right."""
-    try:
-        run_schedule(schedule)
-    except Exception as error:  # whatever it is, this schedule shows it
-        return f"{type(error).__name__}: {error}"
-    return None
+def _make_config(schedule: Schedule) -> ExperimentConfig:
+    return modelled_config(num_stages=len(schedule.peers_per_stage), steps=STEPS)
+
+
+class _ChaosRun:
+    """The world that a saboteur strikes."""
+
+    def __init__(self, schedule: Schedule):
+        self._schedule = schedule
+        self._config = config = _make_config(schedule)
+        self._patience_s = PATIENCE_S + sum(
+            PATIENCE_S + fault.at_s + fault.for_s for fault in schedule.faults
+        )
+        self._names = itertools.count()
+        self._trainers: dict[str, asyncio.Task] = {}
+        self._crashes: list[str] = []
+        self.swarm = SimulatedSwarm(
+            config,
+            data=ModelledTokens(config),
+            make_compute=lambda stage: ModelledCompute(config, stage),
+            peers_per_stage=schedule.peers_per_stage,
+            network=LocalNetwork(
+                heartbeat_s=config.tuning.heartbeat_s,
+                latency_s=lambda sender, receiver: LATENCY_S,
+            ),
+        )
+        self._closes = Closes(self.swarm.servers)
+        self._saboteur = Saboteur(self, schedule.faults)
+        self.swarm.network.wires.listeners += [self._closes.hear, self._saboteur.hear]
+
+    @property
+    def trainers(self) -> Sequence[str]:
+        return [name for name, task in self._trainers.items() if not task.done()]
+
+    async def run(self) -> frozenset[int]:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(
+            lambda _, context: self._crashes.append(str(context))
+        )
+        for stage, count in enumerate(self._schedule.peers_per_stage):
+            for _ in range(count):
+                self.start_peer(stage)
+        for _ in range(self._schedule.trainers):
+            self.start_trainer()
+        self._saboteur.start()
+        try:
+            await self._until(self._unfinished, self._patience_s)
+            terms = len(self._closes.terms)
+            self._saboteur.disarm()
+            await self._until(self._unsettled, self._patience_s)
+            await self._until(self._leftovers, CLEAN_S)
+            await self._check(terms)
+        finally:
+            await self._stop()
+        await self._until(self._remains, CLEAN_S)
+        return frozenset(self._saboteur.struck)
+
+    async def _until(
+        self, wrong: Callable[[], Collection[Any]], patience_s: float
+    ) -> None:
+        """Waits until nothing is wrong."""
+        deadline_s = asyncio.get_running_loop().time() + patience_s
+        while wrong():
+            self._check_for_crashes()
+            if asyncio.get_running_loop().time() > deadline_s:
+                raise Broken(f"after {patience_s:g} s: {wrong()}")
+            await asyncio.sleep(POLL_S)
+        self._check_for_crashes()
+
+    def _check_for_crashes(self) -> None:
+        crashes = [*self._crashes, *map(repr, self._saboteur.failed)]
+        crashes += [f"{peer} ended: {e!r}" for peer, e in self.swarm.crashed.items()]
+        if crashes:
+            raise Broken("; ".join(crashes))
+        for task in self._trainers.values():
+            if task.done():
+                task.result()
+
+    def _unfinished(self) -> list[str]:
+        """Trainers, as long as none of them has finished."""
+        some = len(self.trainers) < len(self._trainers)
+        return [] if some else ["no trainer has finished", *self._positions()]
+
+    def _unsettled(self) -> list[str]:
+        """Whom a fault has left behind, when all faults are over.
+
+        A peer that wakes after the end of the run needs a trainer that tells it where
+        the swarm is.
+        """
+        behind = self._positions()
+        if behind and not self.trainers:
+            self.start_trainer()
+        quiet = [] if self._saboteur.quiet else ["a fault goes on"]
+        return [*quiet, *behind, *self.trainers]
+
+    def _positions(self) -> list[str]:
+        """Peers that are not ONLINE at the last step, and where they are."""
+        last = self._config.steps
+        return [
+            f"{peer} is {server.state.state} at step {server.state.step}"
+            for peer, server in self.swarm.alive.items()
+            if (server.state.state, server.state.step) != (ONLINE, last)
+        ]
+
+    def _leftovers(self) -> list[str]:
+        """What is still in progress when all is done; snapshots may be kept a while."""
+        found = []
+        for peer, server in self.swarm.alive.items():
+            holds = server.holds | {
+                "snapshots": 0,
+                "calls": self.swarm.network.find(peer).handling,
+                "operations": self.swarm.computes[peer].queued,
+            }
+            found += [f"{peer}: {count} {w}" for w, count in holds.items() if count]
+        return found
+
+    def _remains(self) -> list[str]:
+        """What is there when everybody has been killed."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        kept = [
+            f"{peer}: {server.holds}"
+            for peer, server in self.swarm.servers.items()
+            if server.holds["snapshots"] or server.holds["microbatches"]
+        ]
+        return [*map(repr, tasks), *kept]
+
+    async def _check(self, terms: int) -> None:
+        """Raises ``Broken`` unless states, ledgers and records are right."""
+        config = self._config
+        reference = train_sequentially(config.swarm.num_stages, config.steps)
+        for peer, server in self.swarm.alive.items():
+            compute = self.swarm.computes[peer]
+            state = b"".join(array.tobytes() for array in await compute.state())
+            if state != reference.states[server.state.stage]:
+                raise Broken(f"{peer} has other parameters than plain training gives")
+            if np.any(await compute.gradient_sum(1.0)):
+                raise Broken(f"{peer} has something in its gradient sum at the end")
+        self._closes.check(
+            config.swarm.num_stages, config.steps, config.microbatches_per_step
+        )
+        check_records(
+            self.swarm.steps, reference, terms, may_repeat=self._schedule.may_restart
+        )
+
+    async def _stop(self) -> None:
+        for peer in self.swarm.alive:
+            await self.swarm.kill(peer)
+        for name in list(self._trainers):
+            self.kill_trainer(name)
+        self.swarm.network.wires.listeners.clear()
+
+    def start_peer(self, stage: int) -> None:
+        peer = self.swarm.start_peer(stage)
+        self._watch(peer)
+        wires = self.swarm.network.wires
+        self.swarm.computes[peer].on_operation = lambda kind, name: wires.report(
+            Event(kind, name, peer)
+        )
+
+    def _watch(self, peer: str) -> None:
+        """Tells the saboteur of requests, and notes handlers that crash."""
+        server = self.swarm.servers[peer]
+        handle = server.handle
+
+        async def watched(sender: str, message: Message) -> Message:
+            loses_answer = self._saboteur.damage.handles(peer, sender, message)
+            try:
+                reply = await handle(sender, message)
+            except BadMessage:
+                raise
+            except Exception as error:
+                self._crashes.append(f"{message.header['op']} on {peer}: {error!r}")
+                raise
+            if loses_answer:
+                raise ConnectionError("the schedule says that this answer is lost")
+            return reply
+
+        server.handle = watched
+
+    def start_trainer(self) -> None:
+        name = f"{TRAINER}{next(self._names)}"
+        may_restart = self._schedule.may_restart
+        trainer = self.swarm.make_trainer(name, restart_if_lost=lambda: may_restart)
+        self._trainers[name] = asyncio.ensure_future(trainer.run())
+
+    def kill_trainer(self, name: str) -> None:
+        self.swarm.network.kill(name)
+        self._trainers.pop(name).cancel()

@@ -84,6 +84,10 @@ class ModelledCompute:
 
     Args:
         duration_s: Virtual seconds that an operation, by its name, takes.
+
+    Attributes:
+        on_operation: Called with device_started or device_done and the operation's
+            name. When it is done, its gradient is in the sum and in the ledger.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class ModelledCompute:
         stage: int,
         duration_s: Callable[[str], float] = lambda name: DURATIONS_S.get(name, 0.002),
     ):
+        self.on_operation: Callable[[str, str], None] = lambda kind, name: None
         tokens = ("int32", (1, config.model.sequence_length))
         activations = ("float64", (WIDTH,))
         is_last = stage == config.swarm.num_stages - 1
@@ -100,7 +105,7 @@ class ModelledCompute:
         self.sum_specs = (activations,)
         self.state_specs = (activations, activations)
         self._stage = stage
-        self._device = _Device(duration_s)
+        self._device = _Device(duration_s, lambda *what: self.on_operation(*what))
         self._sum = np.zeros(WIDTH)
         self._reset()
 
@@ -113,7 +118,7 @@ class ModelledCompute:
     ) -> Forward:
         def work() -> Forward:
             params = self._choose(previous)
-            y = _integers(b"y", params, *x)
+            y = integers(b"y", params, *x)
             return Forward([y], (params, list(x)) if keep else None, True, 0.01)
 
         return await self._device.run("forward", FORWARD, order, work)
@@ -124,8 +129,8 @@ class ModelledCompute:
         params, x = residuals
 
         def work() -> Backward:
-            grad_x = [] if self._stage == 0 else [_integers(b"x", params, *x, *grad_y)]
-            return self._add(_integers(b"g", params, *x, *grad_y), grad_x, 0.0, count)
+            grad_x = [] if self._stage == 0 else [integers(b"x", params, *x, *grad_y)]
+            return self._add(integers(b"g", params, *x, *grad_y), grad_x, 0.0, count)
 
         return await self._counting("backward", work, count, order)
 
@@ -140,8 +145,8 @@ class ModelledCompute:
     ) -> Backward:
         def work() -> Backward:
             params = self._choose(previous)
-            grad_x = [] if self._stage == 0 else [_integers(b"x", params, *x, targets)]
-            gradient = _integers(b"g", params, *x, targets)
+            grad_x = [] if self._stage == 0 else [integers(b"x", params, *x, targets)]
+            gradient = integers(b"g", params, *x, targets)
             return self._add(gradient, grad_x, float(gradient[0]), count)
 
         return await self._counting("backward", work, count, order)
@@ -151,7 +156,7 @@ class ModelledCompute:
             "forward",
             FORWARD,
             order,
-            lambda: float(_integers(b"l", self._params, *x, targets)[0]),
+            lambda: float(integers(b"l", self._params, *x, targets)[0]),
         )
 
     async def gradient_sum(self, scale: float) -> list[np.ndarray]:
@@ -179,7 +184,7 @@ class ModelledCompute:
             self._previous = self._choose(previous=False)
             self._params = self._params + self._reduced
             norm = np.array([gradient_norm])
-            self._moments = _integers(b"m", self._moments, self._reduced, norm)
+            self._moments = integers(b"m", self._moments, self._reduced, norm)
             self._clear()
 
         await self._control("apply", work)
@@ -259,8 +264,13 @@ class ModelledCompute:
 class _Device:
     """One operation at a time; what has started finishes, whoever has given up."""
 
-    def __init__(self, duration_s: Callable[[str], float]):
+    def __init__(
+        self,
+        duration_s: Callable[[str], float],
+        on_operation: Callable[[str, str], None],
+    ):
         self._duration_s = duration_s
+        self._on_operation = on_operation
         self._waiting: list[tuple] = []
         self._ages = itertools.count()
         self._busy = False
@@ -295,17 +305,19 @@ class _Device:
                 waiter.set_exception(Abandoned(name))
                 continue
             self._busy = True
+            self._on_operation("device_started", name)
             result, error = None, None
             try:
                 result = work()
             except Abandoned as abandoned:
                 error = abandoned
             asyncio.get_running_loop().call_later(
-                self._duration_s(name), self._done, settle, waiter, result, error
+                self._duration_s(name), self._done, name, settle, waiter, result, error
             )
 
     def _done(
         self,
+        name: str,
         settle: Callable[[Any], None],
         waiter: asyncio.Future,
         result: Any,
@@ -315,10 +327,11 @@ class _Device:
         if not waiter.done():
             waiter.set_exception(error) if error else waiter.set_result(result)
         settle(result)
+        self._on_operation("device_done", name)
         self._next()
 
 
-def _integers(salt: bytes, *arrays: np.ndarray) -> np.ndarray:
+def integers(salt: bytes, *arrays: np.ndarray) -> np.ndarray:
     """WIDTH integers below 2^20 that depend on every bit of the arrays."""
     seed = salt
     for array in arrays:

@@ -88,12 +88,30 @@ class SimulatedSwarm:
         task.add_done_callback(lambda _: self.network.kill(peer))
         return peer
 
-    async def kill(self, peer: str) -> None:
+    @property
+    def alive(self) -> dict[str, StageServer]:
+        """Servers that have not been killed, by peer id."""
+        return {peer: self.servers[peer] for peer in self._tasks}
+
+    @property
+    def crashed(self) -> dict[str, BaseException | None]:
+        """Servers that have ended by themselves, and why."""
+        return {
+            peer: None if task.cancelled() else task.exception()
+            for peer, task in self._tasks.items()
+            if task.done()
+        }
+
+    def kill_now(self, peer: str) -> asyncio.Task:
         """Ends a peer as SIGKILL would: nothing is said, nothing is handed over."""
         self.network.kill(peer)
         task = self._tasks.pop(peer)
         task.cancel()
-        await asyncio.wait([task])
+        return task
+
+    async def kill(self, peer: str) -> None:
+        """``kill_now``, and waits until its task has ended."""
+        await asyncio.wait([self.kill_now(peer)])
 
     def make_trainer(self, peer: str, **options: Any) -> Trainer:
         return Trainer(

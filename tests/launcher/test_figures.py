@@ -28,35 +28,61 @@ def test_speed_is_over_the_time_between_the_closes():
     assert tokens_per_s(steps, 5, 10) == tokens_per_s([], 0, 10) == 0.0
 
 
-def test_recovery_ends_where_the_first_step_at_full_speed_begins():
+def test_recovery_ends_with_the_first_whole_step_at_full_speed():
     # 100 tokens/s when whole. The kill at 3.5 holds up the step that closes at 6.5,
     # and the next one, with two of three peers, takes 2 s; then they take 1.5 s.
+    kill = Fault(3.5, 2 / 3)
     steps = closes(1, 2, 3, 6.5, 8.5, 10, 11.5)
-    assert recovery_s(Fault(3.5, 2 / 3), steps, 100.0) == 8.5 - 3.5
+    assert recovery_s(kill, [kill], steps, 100.0) == 10 - 3.5
     # Nearly: 0.9 of 66.7 tokens/s are 60; a step of 1.7 s has 58.8.
     steps = closes(1, 2, 3, 6.5, 8.2)
-    assert recovery_s(Fault(3.5, 2 / 3), steps, 100.0) is None
+    assert recovery_s(kill, [kill], steps, 100.0) is None
     steps = closes(1, 2, 3, 6.5, 8.1)
-    assert recovery_s(Fault(3.5, 2 / 3), steps, 100.0) == 3.0
+    assert recovery_s(kill, [kill], steps, 100.0) == pytest.approx(4.6)
 
 
-def test_the_step_in_progress_at_the_kill_is_waited_for_however_fast_it_was():
-    assert recovery_s(Fault(2.0, 1.0), closes(1, 2.5, 3.5), 100.0) == 0.5
-    assert recovery_s(Fault(2.0, 1.0), closes(1, 2.5), 100.0) is None
+def test_a_swarm_that_stays_slow_has_not_recovered():
+    kill = Fault(3.5, 2 / 3)
+    steps = closes(1, 2, 3, *range(5, 60, 2))  # 50 tokens/s, of 60 that are asked for
+    assert recovery_s(kill, [kill], steps, 100.0) is None
+
+
+def test_a_fault_that_hits_nothing_takes_a_whole_step_to_recover_from():
+    # The step was committed 10 ms after the fault: it says nothing about it.
+    fault = Fault(2.0, 1.0)
+    assert recovery_s(fault, [fault], closes(1, 2.01), 100.0) is None
+    assert recovery_s(fault, [fault], closes(1, 2.01, 3.01), 100.0) == (
+        pytest.approx(1.01)
+    )
     skipped = [Close(2.5, 0), Close(3.5, 0), Close(4.5, 100)]
-    assert recovery_s(Fault(2.0, 1.0), skipped, 100.0) == 1.5
+    assert recovery_s(fault, [fault], skipped, 100.0) == 2.5
 
 
-def test_recoveries_are_counted_and_ranked():
-    faults = [Fault(at_s, 1.0) for at_s in (0.5, 1.5, 1.75, 9.5)]
-    steps = closes(1, 2, 3, 4)
-    assert recovery_figures(faults, steps, 100.0) == {
-        "faults": 4,
-        "recoveries": 3,
-        "recovery_p50_s": 0.5,
-        "recovery_p95_s": 0.5,
+def test_after_another_fault_less_can_be_expected():
+    # Two of three peers of a stage are killed, 5 s apart; the last one takes 3 s.
+    kills = [Fault(3.5, 2 / 3), Fault(8.5, 1 / 3)]
+    steps = closes(1, 2, 3, 9.5, 12.5, 15.5)
+    times_s = [recovery_s(kill, kills, steps, 100.0) for kill in kills]
+    assert times_s == [9.0, 4.0]
+    # What the second took away does not excuse a slow step before it.
+    steps = closes(1, 2, 3, 4, 7, 8.4)
+    assert recovery_s(kills[0], kills, steps, 100.0) == pytest.approx(4.9)
+    assert recovery_s(kills[0], kills, closes(1, 2, 3, 4, 7), 100.0) is None
+
+
+def test_recoveries_are_counted_and_ranked_and_none_is_the_slowest():
+    faults = [Fault(at_s, 1.0, "SIGKILL") for at_s in (0.5, 1.5, 1.75, 9.5)]
+    figures = recovery_figures(faults, closes(1, 2, 3, 4), 100.0)
+    log = figures.pop("fault_log")
+    assert [entry["recovery_s"] for entry in log] == [1.5, 1.5, 1.25, None]
+    assert log[0] | {"recovery_s": 0} == {
+        **{"at_s": 0.5, "share": 1.0, "what": "SIGKILL", "recovery_s": 0}
     }
-    assert recovery_figures([], steps, 100.0)["recovery_p95_s"] is None
+    assert figures == {
+        **{"faults": 4, "recoveries": 3},
+        **{"recovery_p50_s": 1.5, "recovery_p95_s": None},
+    }
+    assert recovery_figures([], closes(1, 2), 100.0)["recovery_p95_s"] is None
 
 
 def test_percentiles_are_values_that_occurred():

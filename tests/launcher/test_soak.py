@@ -78,7 +78,9 @@ def test_the_killed_are_replaced_under_a_new_name_after_their_pause(start_crew):
     crew.ended("stage0-1")
     assert crew.roster.tend(11.9, None) == []
     assert crew.roster.tend(12.0, None) == ["stage0-2: starts"]
-    crew.apply(Kind.KILL_TRAINER, "trainer", 13.0, stage=None)
+    assert crew.apply(Kind.KILL, "trainer", 13.0, stage=None) == (
+        "trainer, which leads: SIGKILL"
+    )
     crew.ended("trainer")
     assert crew.roster.tend(15.0, None) == ["trainer-2: starts"]
     assert crew.roster.trainers == ["trainer", "trainer-1", "trainer-2"]
@@ -196,8 +198,10 @@ def test_a_soak_ends_with_all_its_figures(swarm):
     summary, shown = swarm("leave")
     assert summary["kills"] >= 2  # the whole stage
     assert "SIGKILL of a whole stage" in shown
-    hit = sum(summary[kind] for kind in ("kills", "stops", "leaves", "trainer_kills"))
-    assert hit >= 3
+    kinds = [*("kills", "stops", "leaves"), *("trainer_kills", "trainer_stops")]
+    assert sum(summary[kind] for kind in (*kinds, "trainer_leaves")) >= 3
+    log = summary["fault_log"]
+    assert len(log) == summary["faults"] and "SIG" in log[0]["what"]
     assert 0 < summary["recoveries"] <= summary["faults"]
     assert summary["loss_vs_control"] == pytest.approx(1e-3, rel=1e-6)
     assert summary["microbatches_counted_once"] == summary["microbatches_expected"] > 0

@@ -26,6 +26,7 @@ from swarm_jax.net.hivemind_node import start_node
 async def main(how):
     node = await start_node()
     print(json.dumps({
+        "pid": os.getpid(),
         "daemon": node.daemon_pid,
         "folder": str(node._folder.path),
         "maddr": node.visible_maddrs()[0],
@@ -41,8 +42,14 @@ async def main(how):
     elif how != "return":
         await asyncio.sleep(600)
 
-asyncio.run(main(sys.argv[1]))
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects children
+for line in sys.stdin:
+    if os.fork() == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        asyncio.run(main(line.strip()))
+        break
 """
+"""A process with a node for each line: to import hivemind takes two seconds."""
 
 
 @pytest.fixture(autouse=True)
@@ -71,36 +78,46 @@ def listens(maddr: str) -> bool:
         return probe.connect_ex((host, int(port))) == 0
 
 
+def process_of(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    with subprocess.Popen(
+        [sys.executable, "-c", NODE],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as nursery:
+        yield nursery
+        nursery.stdin.close()
+
+
 @pytest.fixture
-def start():
-    """Starts a node in a process of its own; kills what a failed test has left."""
-    started, daemons = [], []
+def start(nursery):
+    """Starts a node in a process of its own; kills what a failed test has left.
+
+    Returns:
+        That process and its daemon, None if it is gone already, and what it told.
+    """
+    started = []
 
     def start_node(how):
-        child = subprocess.Popen(
-            [sys.executable, "-c", NODE, how],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        started.append(child)
-        told = json.loads(child.stdout.readline())
-        try:
-            daemon = psutil.Process(told["daemon"])
-            daemons.append(daemon)
-        except psutil.NoSuchProcess:
-            daemon = None
-        return child, daemon, told
+        print(how, file=nursery.stdin, flush=True)
+        told = json.loads(nursery.stdout.readline())
+        started.extend(process_of(told[which]) for which in ("pid", "daemon"))
+        return *started[-2:], told
 
     yield start_node
-    for child in started:
-        child.kill()
-        child.wait()
-        child.stdout.close()
-    for daemon in daemons:
+    for process in filter(None, started):
         with contextlib.suppress(psutil.NoSuchProcess):
-            daemon.kill()
+            process.kill()
 
 
 @pytest.mark.parametrize(
@@ -110,8 +127,8 @@ def test_nothing_outlives_its_process(start, how):
     child, daemon, told = start(how)
     if how.startswith("SIG"):
         child.send_signal(getattr(signal, how))
-    child.wait(DEADLINE_S)
-    wait_for(lambda: daemon is None or is_gone(daemon))
+    for process in filter(None, (child, daemon)):
+        wait_for(lambda process=process: is_gone(process))
     wait_for(lambda: not listens(told["maddr"]))
     SocketFolder().remove()
     assert not Path(told["folder"]).exists()
@@ -122,7 +139,6 @@ def test_a_daemon_that_hears_of_nothing_dies_with_its_process(start):
     child, daemon, _ = start("wait")
     daemon.send_signal(signal.SIGSTOP)
     child.kill()
-    child.wait(DEADLINE_S)
     wait_for(lambda: is_gone(daemon))
 
 

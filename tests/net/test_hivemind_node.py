@@ -1,6 +1,7 @@
 """Starting and ending p2pd: what can go wrong is told in seconds, nothing is left."""
 
 import asyncio
+import gc
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from hivemind.p2p import P2P
+from hivemind.proto import p2pd_pb2
 
 from swarm_jax.errors import StartupError
 from swarm_jax.net.hivemind_node import start_node
@@ -196,6 +198,30 @@ async def test_the_death_of_the_daemon_is_noticed():
     assert str(node.daemon_pid) in message
     assert "cut off" in message
     await node.close()
+
+
+async def test_a_frozen_node_holds_up_a_read_no_longer_than_told():
+    node = await start_node(silence_s=0.2)
+    assert node.dht.protocol.wait_timeout == 0.2
+    await node.close()
+
+
+async def test_what_a_dead_daemon_is_still_told_prints_no_traceback():
+    complaints, told = [], p2pd_pb2.PersistentConnectionRequest(callId=bytes(16))
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    node = await start_node()
+    control = node.p2p._client.control
+    os.kill(node.daemon_pid, signal.SIGKILL)
+    while not control._write_task.done():
+        control._pending_messages.put_nowait(told)
+        await asyncio.sleep(0)
+    await node.died()
+    await node.close()
+    del control, node
+    gc.collect()
+    loop.set_exception_handler(None)
+    assert complaints == []
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.02, 0.05, 0.1, 0.2])

@@ -82,11 +82,10 @@ class Run:
         slow_s: Seconds of a peer's next operation of a name, once.
     """
 
-    def __init__(self, peers, *, steps: int = 3, skipped: int | None = None, **tuning):
+    def __init__(self, peers, *, steps=3, on_nonfinite="stop", skipped=None, **tuning):
         self.config = config = modelled_config(num_stages=len(peers), steps=steps)
         self.skipped = skipped
-        if skipped is not None:
-            config.swarm.on_nonfinite = "skip_step"
+        config.swarm.on_nonfinite = on_nonfinite
         for name, value in tuning.items():
             setattr(config.tuning, name, value)
         self.network = LocalNetwork(

@@ -79,16 +79,16 @@ def test_the_rest_is_committed_only_one_step_apart(rule, play, caplog):
     """
     finish_commit = closing._finish_commit
 
-    def with_any_norm(stages, low, high, *args):
+    def with_any_norm(stages, high, step):
         ready = [
             p.peer
             for peers in stages.values()
             for p in peers
-            if p.step == p.prepared_step == low
+            if p.step == p.prepared_step == step.number
         ]
         if ready:
-            return CommitRest(CommitRecord(low, 0.0), tuple(ready))
-        return finish_commit(stages, low, high, *args)
+            return CommitRest(CommitRecord(step.number, 0.0), tuple(ready))
+        return finish_commit(stages, high, step)
 
     rule.off(closing, "_finish_commit", with_any_norm)
 

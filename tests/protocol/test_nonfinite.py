@@ -98,5 +98,6 @@ def test_a_skipped_step_is_skipped_by_all_stages(play, monkeypatch, reported, ve
         run.kill_trainer()
         run.start_trainer("trainer-b")
 
-    outcome = play([2, 1], the_leader_dies, skipped=1, deadline_s=30.0)
+    skip = {"on_nonfinite": "skip_step", "skipped": 1}
+    outcome = play([2, 1], the_leader_dies, deadline_s=30.0, **skip)
     assert outcome.verdict == verdict

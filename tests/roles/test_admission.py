@@ -5,7 +5,7 @@ import pytest
 
 from swarm_jax.core.ids import MicrobatchID, Round
 from swarm_jax.errors import BadMessage
-from swarm_jax.roles.messages import Collect, Relay, Status, to_header
+from swarm_jax.roles.messages import Collect, Prepare, Relay, Status, to_header
 from swarm_jax.sim.clock import run_virtual
 
 ROUND = Round(1, "trainer", 1)
@@ -89,6 +89,15 @@ def test_arrays_where_none_belong_drop_the_sender(config, server):
     header = to_header(Collect(round=ROUND), config.swarm_fingerprint())
     with pytest.raises(BadMessage, match="collect carries no arrays"):
         server.admit("peer", header, SPECS)
+
+
+def test_a_step_without_loss_tokens_drops_the_sender(config, server):
+    """Nobody divides by zero."""
+    prepare = Prepare(
+        round=ROUND, generation=0, step=0, group={"peer": "0f"}, loss_tokens=0
+    )
+    with pytest.raises(BadMessage, match="without loss tokens"):
+        server.admit("peer", to_header(prepare, config.swarm_fingerprint()), [])
 
 
 def test_who_is_not_on_the_allow_list_is_dropped(config, server):

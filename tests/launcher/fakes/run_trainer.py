@@ -4,6 +4,7 @@ import fcntl
 import os
 import signal
 import sys
+import time
 
 from swarm_jax.launcher import flags
 from swarm_jax.metrics import MetricsWriter, read_records, write_json
@@ -54,6 +55,7 @@ def lead_in_turns() -> None:
         if leads:
             steps.write(
                 **{"step": step, "train_loss": 2.0 + 1 / step, "tokens": 100},
+                time_s=time.monotonic(),
                 **{"tokens_per_s": 1234.0, "microbatches_expected": 8},
                 **{"microbatches_counted_once": 8, "microbatches_lost": 0},
                 microbatches_counted_twice=0,

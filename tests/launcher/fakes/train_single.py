@@ -9,6 +9,7 @@ parser = flags.Parser()
 flags.add_experiment(parser)
 flags.add_worker(parser, name=None)
 flags.add_cache_dir(parser)
+flags.add_die_with_parent(parser)
 args = parser.parse_args()
 writer = MetricsWriter(args.workdir / "metrics" / "trainer.jsonl")
 for step in range(1, 10_000):

@@ -1,0 +1,177 @@
+"""What must be true at the end of every run, whatever struck it on the way.
+
+The reference is a plain loop over the modelled arithmetic: no roles, no network, no
+ledgers. It and the swarm share nothing but the hash that makes gradients.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from swarm_jax.core.ledger import audit
+from swarm_jax.core.reports import JOINING
+from swarm_jax.net.local import Event
+from swarm_jax.roles.stage_server import StageServer
+from swarm_jax.sim.modelled import (
+    GRADIENT_BITS,
+    WIDTH,
+    ModelledTokens,
+    integers,
+    modelled_config,
+)
+
+
+class Broken(Exception):
+    """The oracle says no."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What plain training gives.
+
+    Attributes:
+        states: Parameters and moments of each stage at the end, as bytes.
+        losses, norms: Of each step.
+    """
+
+    states: Sequence[bytes]
+    losses: Sequence[float]
+    norms: Sequence[float]
+
+
+@cache
+def train_sequentially(num_stages: int, steps: int) -> Reference:
+    """One process, one microbatch after the other."""
+    config = modelled_config(num_stages=num_stages, steps=steps)
+    data = ModelledTokens(config)
+    params = [np.full(WIDTH, float(stage)) for stage in range(num_stages)]
+    moments = [np.zeros(WIDTH) for _ in range(num_stages)]
+    losses, norms = [], []
+    for step in range(steps):
+        weights = [
+            p + m / 2**GRADIENT_BITS for p, m in zip(params, moments, strict=True)
+        ]
+        gradients = [np.zeros(WIDTH) for _ in range(num_stages)]
+        loss = 0.0
+        for index in range(config.microbatches_per_step):
+            batch = data.microbatch(step, index)
+            loss += _add_microbatch(weights, gradients, batch.inputs, batch.targets)
+        tokens = data.step_loss_tokens(step)
+        means = [gradient / tokens for gradient in gradients]
+        norm = math.sqrt(sum(float((mean**2).sum()) for mean in means))
+        for stage, mean in enumerate(means):
+            params[stage] = params[stage] + mean
+            moments[stage] = integers(b"m", moments[stage], mean, np.array([norm]))
+        losses.append(loss / tokens)
+        norms.append(norm)
+    states = [p.tobytes() + m.tobytes() for p, m in zip(params, moments, strict=True)]
+    return Reference(states, losses, norms)
+
+
+def _add_microbatch(
+    weights: Sequence[np.ndarray],
+    gradients: list[np.ndarray],
+    tokens: np.ndarray,
+    targets: np.ndarray,
+) -> float:
+    """Forward and backward through all stages; returns the loss."""
+    inputs = [tokens]
+    for weight in weights[:-1]:
+        inputs.append(integers(b"y", weight, inputs[-1]))
+    incoming, loss = targets, 0.0
+    for stage in reversed(range(len(weights))):
+        gradient = integers(b"g", weights[stage], inputs[stage], incoming)
+        incoming = integers(b"x", weights[stage], inputs[stage], incoming)
+        gradients[stage] = gradients[stage] + gradient
+        loss = loss or float(gradient[0])
+    return loss
+
+
+class Closes:
+    """Notes with which ledgers each update was made, at the devices that made it.
+
+    Whoever of a group dies afterwards was heard when it gave its gradient; so what is
+    checked does not depend on anybody's memory, and on no trainer's word.
+
+    Attributes:
+        groups: Ledgers by peer, by group of an all-reduce.
+        terms: Trainers and term numbers that asked anybody for anything.
+    """
+
+    def __init__(self, servers: Mapping[str, StageServer]):
+        self._servers = servers
+        self._means: dict[tuple[str, int, int], str] = {}
+        self._updates: dict[tuple[int, int, int], set[str]] = defaultdict(set)
+        self.groups: dict[str, dict[str, frozenset[int]]] = defaultdict(dict)
+        self.terms: set[tuple[int, str]] = set()
+
+    def hear(self, event: Event) -> None:
+        match event.kind, event.op:
+            case "request_sent", "collect":
+                self.terms.add(tuple(event.header["round"][:2]))
+            case "allreduce_joined", _:
+                state = self._servers[event.peer].state
+                joins = state.state == JOINING
+                counted = frozenset() if joins else state.ledger.counted
+                self.groups[event.header["group_id"]][event.peer] = counted
+            case "allreduce_ready", _:
+                group_id = event.header["group_id"]
+                generation = self._servers[event.peer].state.generation
+                step = int(group_id.split("/")[2])
+                self._means[event.peer, generation, step] = group_id
+            case "device_started", "apply":
+                state = self._servers[event.peer].state
+                group = self._means[event.peer, state.generation, state.step]
+                self._updates[state.generation, state.step, state.stage].add(group)
+
+    def check(self, num_stages: int, steps: int, microbatches: int) -> None:
+        """Every step of every stage was made, and only with exact ledgers."""
+        generation = max((g for g, _, _ in self._updates), default=0)
+        for step in range(steps):
+            for stage in range(num_stages):
+                if not self._updates[generation, step, stage]:
+                    raise Broken(f"stage {stage} never took step {step}")
+        for (_, step, stage), groups in self._updates.items():
+            for ledgers in map(self.groups.get, groups):
+                counts = audit({stage: list(ledgers.values())}, microbatches)
+                if not counts.exact:
+                    raise Broken(f"stage {stage} took step {step} with {ledgers}")
+
+
+def check_records(
+    records: Sequence[Mapping[str, Any]],
+    reference: Reference,
+    terms: int,
+    *,
+    may_repeat: bool = False,
+) -> None:
+    """Each step is in the trainers' records, once, with its exact figures.
+
+    The record of one step may die with each trainer, between commit and note.
+
+    Args:
+        terms: How many terms there were.
+        may_repeat: The run may have been started again.
+    """
+    steps = [record["step"] for record in records]
+    missing = set(range(1, len(reference.losses) + 1)) - set(steps)
+    if len(missing) > terms - 1:
+        raise Broken(f"no record of steps {sorted(missing)}, and {terms} terms")
+    if len(set(steps)) < len(steps) and not may_repeat:
+        raise Broken(f"records of steps {steps}: some are there twice")
+    for record in records:
+        right = {
+            "train_loss": reference.losses[record["step"] - 1],
+            "gradient_norm": reference.norms[record["step"] - 1],
+            "microbatches_counted_once": record["microbatches_expected"],
+            "microbatches_lost": 0,
+            "microbatches_counted_twice": 0,
+        }
+        wrong = {name: record.get(name) for name in right}
+        if wrong != right:
+            raise Broken(f"step {record['step']} is recorded as {wrong}, not {right}")

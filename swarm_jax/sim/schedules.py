@@ -1,0 +1,92 @@
+"""Random schedules: each a function of its seed."""
+
+import random
+from collections.abc import Mapping, Sequence
+
+from swarm_jax.sim.faults import LASTING, MESSAGES, TRAINER, Fault, Schedule
+
+KINDS = ("crash", "crash", "drain", "join", "join", *LASTING, *MESSAGES)
+SERVER_ONLY = ("drain", "join", "refuse", "lose_answer")
+DURATIONS_S = (0.05, 0.5, 2.0, 4.0, 15.0)
+
+CLOSES = {"collect": 10, "prepare": 5, "commit": 5}
+"""What a peer is asked, and how often in a run, about."""
+REQUESTS = CLOSES | {"relay": 16}
+REPAIRS = {"resync": 1, "drop": 1, "restart": 1}
+CHANGES = {"manifest": 3, "chunk": 3, "hand_over": 2}
+"""What peers ask each other when one joins or leaves."""
+DEVICE = {
+    "device_started forward": 12,
+    "device_started backward": 12,
+    "device_done backward": 12,
+    "device_started apply": 4,
+    "device_done apply": 4,
+    "device_done load_reduced": 4,
+    "device_done load_state": 1,
+    "allreduce_joined allreduce": 4,
+    "allreduce_ready allreduce": 4,
+}
+
+
+def random_schedule(seed: int) -> Schedule:
+    """Every third schedule strikes only while steps are closed."""
+    rng = random.Random(seed)
+    peers = tuple(rng.randint(1, 3) for _ in range(rng.randint(1, 4)))
+    trainers = rng.randint(1, 2)
+    only_closes = rng.random() < 0.34
+    faults = tuple(
+        _random_fault(rng, peers, only_closes) for _ in range(rng.randint(1, 8))
+    )
+    return Schedule(peers, trainers, faults)
+
+
+def _random_fault(rng: random.Random, peers: Sequence[int], only_closes: bool) -> Fault:
+    kind = rng.choice(KINDS)
+    peer = _random_peer(rng, peers)
+    if peer == TRAINER and kind in SERVER_ONLY:
+        peer = "stage0-0"
+    place = peer if rng.random() < 0.8 else _random_peer(rng, peers)
+    when, nth = _random_event(rng, place, only_closes)
+    if rng.random() < 0.15:
+        when, nth, place = "", 1, peer
+    return Fault(
+        kind=kind,
+        peer=peer,
+        when=when,
+        where="" if place == peer else place,
+        nth=nth,
+        at_s=0.0 if when else round(rng.uniform(0.0, 1.5), 2),
+        for_s=rng.choice(DURATIONS_S),
+        other="" if rng.random() < 0.6 else _random_peer(rng, peers),
+    )
+
+
+def _random_peer(rng: random.Random, peers: Sequence[int]) -> str:
+    """The trainer, a peer from the start, or (one in ten) the first that joins."""
+    if rng.random() < 0.2:
+        return TRAINER
+    stage = rng.randrange(len(peers))
+    joins = rng.random() < 0.1
+    return f"stage{stage}-{peers[stage] if joins else rng.randrange(peers[stage])}"
+
+
+def _random_event(rng: random.Random, place: str, only_closes: bool) -> tuple[str, int]:
+    """When and which time, of what happens at ``place``."""
+    if place == TRAINER:
+        ops = CLOSES if only_closes else REQUESTS
+        return _one_of(rng, ("request_sent", "answer_arrived"), ops)
+    arrives = ("approaching", "request_arrived", "answered")
+    if only_closes or rng.random() < 0.5:
+        return _one_of(rng, arrives, CLOSES if only_closes else REQUESTS)
+    if rng.random() < 0.6:
+        when = rng.choice(sorted(DEVICE))
+        return when, rng.randint(1, DEVICE[when])
+    everything = (*arrives, "request_sent", "answer_arrived")
+    return _one_of(rng, everything, CHANGES | REPAIRS | {"relay": 16})
+
+
+def _one_of(
+    rng: random.Random, kinds: Sequence[str], ops: Mapping[str, int]
+) -> tuple[str, int]:
+    op = rng.choice(sorted(ops))
+    return f"{rng.choice(kinds)} {op}", rng.randint(1, ops[op])

@@ -1,0 +1,75 @@
+"""The one oracle of all swarms of real processes: nothing lost, nothing twice.
+
+Tolerances: losses to 1e-5 relative. Parameters to 2e-4 of the largest value of their
+array: the swarm adds up float32 gradients in another order, and Adam's first steps turn
+a relative error of a small gradient into the same relative error of a whole update.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+
+from tests.integration.by_hand import SwarmByHand
+
+LOSS_TOLERANCE = 1e-5
+PARAMETER_TOLERANCE = 2e-4
+
+
+def check(swarm: SwarmByHand, single: SwarmByHand, survivors: Iterable[str]) -> None:
+    """The swarm's steps and its survivors' parameters are those of one process."""
+    survivors = list(survivors)
+    check_steps(swarm, single)
+    check_parameters(swarm, single, survivors)
+    check_replicas(swarm, survivors)
+    check_lineages(swarm)
+
+
+def check_steps(swarm: SwarmByHand, single: SwarmByHand) -> None:
+    """Each step was closed once, by whichever trainer, with exact ledgers."""
+    ours = sorted(swarm.closed(), key=lambda record: record["step"])
+    reference = single.records("trainer")
+    assert [r["step"] for r in ours] == [r["step"] for r in reference]
+    for a, b in zip(ours, reference, strict=True):
+        assert a["microbatches_counted_once"] == a["microbatches_expected"] == 6
+        assert a["microbatches_lost"] == a["microbatches_counted_twice"] == 0
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=LOSS_TOLERANCE)
+        norm = b["gradient_norm"]
+        assert a["gradient_norm"] == pytest.approx(norm, rel=10 * LOSS_TOLERANCE)
+    loss = reference[-1]["validation_loss"]
+    assert ours[-1]["validation_loss"] == pytest.approx(loss, rel=LOSS_TOLERANCE)
+
+
+def check_parameters(
+    swarm: SwarmByHand, single: SwarmByHand, survivors: Iterable[str]
+) -> None:
+    reference = single.parameters("single")
+    compared = set()
+    for name in survivors:
+        for key, array in swarm.parameters(name).items():
+            error = np.max(np.abs(array - reference[key]))
+            scale = np.max(np.abs(reference[key]))
+            assert error <= PARAMETER_TOLERANCE * scale, (name, key, error / scale)
+            compared.add(key)
+    assert compared == reference.keys()
+
+
+def check_replicas(swarm: SwarmByHand, survivors: Iterable[str]) -> None:
+    """Replicas of a stage have bit for bit the same parameters."""
+    first: dict[str, dict[str, np.ndarray]] = {}
+    for name in survivors:
+        ours = swarm.parameters(name)
+        theirs = first.setdefault(name[:6], ours)
+        assert ours.keys() == theirs.keys()
+        for key, array in ours.items():
+            assert array.tobytes() == theirs[key].tobytes(), (name, key)
+
+
+def check_lineages(swarm: SwarmByHand) -> None:
+    """All peers of a stage, dead ones too, agreed after each step, not only at last."""
+    chains: dict[tuple[int, int], set[str]] = {}
+    for name in swarm.servers:
+        for record in swarm.records(name):
+            key = record["stage"], record["step"]
+            chains.setdefault(key, set()).add(record["lineage"])
+    assert chains and all(len(lineages) == 1 for lineages in chains.values()), chains

@@ -1,0 +1,194 @@
+"""A TCP proxy between the peers of a swarm, which spoils their connections when told.
+
+Each peer listens where only the proxy dials, and announces a port of the proxy. libp2p
+dials from the port that it listens on, so the proxy knows both ends of a connection.
+It runs in a thread of its own; its methods return when they have taken effect.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+
+LOOPBACK = "127.0.0.1"
+CHUNK_BYTES = 16 * 1024
+RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER for no time: the other end is told that the connection was reset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How all connections of a peer are.
+
+    Attributes:
+        delay_s: Each 16 KiB takes so long: a delay, and a throttle.
+        held: Nothing arrives, but in the end all does.
+        swallowed: What is sent is lost.
+    """
+
+    delay_s: float = 0.0
+    held: bool = False
+    swallowed: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Connection:
+    """``writers``: by the name of the peer that gets what is written."""
+
+    writers: dict[str, asyncio.StreamWriter]
+    deaf: set[str] = field(default_factory=set)
+
+    def cut(self, name: str) -> None:
+        for writer in self.writers.values():
+            end = writer.get_extra_info("socket")
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            writer.transport.abort()
+
+    def half_close(self, name: str) -> None:
+        """What ``name`` sends ends here; it still receives."""
+        for other in self.writers.keys() - {name} - self.deaf:
+            self.deaf.add(other)
+            self.writers[other].write_eof()
+
+
+class Proxy:
+    """Carries all connections to the peers that it has addresses for.
+
+    Attributes:
+        carried_bytes: To and from each peer.
+        swallowed_bytes: Of all peers.
+    """
+
+    def __init__(self):
+        self.carried_bytes: Counter[str] = Counter()
+        self.swallowed_bytes = 0
+        self._names: dict[int, str] = {}
+        self._lines: dict[str, Line] = {}
+        self._changed = asyncio.Event()
+        self._traps: dict[str, tuple[int, str]] = {}
+        self._connections: set[Connection] = set()
+        self._servers: list[asyncio.Server] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+
+    def __enter__(self) -> "Proxy":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._do(self._stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def options(self, name: str) -> list[str]:
+        """Of a peer's process, so that all that it says and hears comes this way."""
+        with socket.socket() as probe:
+            probe.bind((LOOPBACK, 0))
+            port = probe.getsockname()[1]
+        host, announced = (
+            f"/ip4/{LOOPBACK}/tcp/{number}"
+            for number in (port, self._do(self._listen(name, port)))
+        )
+        return ["--host_maddrs", host, "--announce_maddrs", announced]
+
+    def set_line(self, name: str, **line: float) -> None:
+        """Changes how all connections of a peer are; without arguments, heals them."""
+        self._do(self._set_line(name, Line(**line)))
+
+    def spoil(self, deed: str, name: str, after_bytes: int = 0) -> None:
+        """Spoils a peer's connections once they have carried so many more bytes.
+
+        Args:
+            deed: A method of ``Connection``.
+        """
+        self._do(self._set_trap(name, after_bytes, deed))
+
+    def is_spoilt(self, name: str) -> bool:
+        """Whether the last ``spoil`` has happened."""
+        return name not in self._traps
+
+    def _do(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+
+    async def _set_line(self, name: str, line: Line) -> None:
+        self._lines[name] = line
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _set_trap(self, name: str, after_bytes: int, deed: str) -> None:
+        self._traps[name] = self.carried_bytes[name] + after_bytes, deed
+        self._check_trap(name)
+
+    def _check_trap(self, name: str) -> None:
+        limit, deed = self._traps.get(name, (float("inf"), ""))
+        if self.carried_bytes[name] >= limit:
+            del self._traps[name]
+            for connection in self._connections:
+                if name in connection.writers:
+                    getattr(connection, deed)(name)
+
+    async def _listen(self, name: str, port: int) -> int:
+        async def serve(reader, writer):
+            # asyncio complains of a handler that ends as cancelled.
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await self._serve(port, reader, writer)
+            writer.close()
+
+        self._names[port] = name
+        self._servers.append(await asyncio.start_server(serve, LOOPBACK, 0))
+        return self._servers[-1].sockets[0].getsockname()[1]
+
+    async def _serve(self, port: int, reader, writer) -> None:
+        """Carries one connection to the peer at ``port``, to its end."""
+        dialled, dialler = self._names[port], writer.get_extra_info("peername")[1]
+        name = self._names.get(dialler, str(dialler))
+        its_reader, its_writer = await asyncio.open_connection(LOOPBACK, port)
+        connection = Connection({name: writer, dialled: its_writer})
+        self._connections.add(connection)
+        try:
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._pump(connection, reader, dialled))
+                pumps.create_task(self._pump(connection, its_reader, name))
+        finally:
+            self._connections.discard(connection)
+            its_writer.close()
+
+    async def _pump(self, connection: Connection, reader, to: str) -> None:
+        writer = connection.writers[to]
+        with contextlib.suppress(OSError):
+            while chunk := await reader.read(CHUNK_BYTES):
+                if await self._carries(connection, chunk) and to not in connection.deaf:
+                    writer.write(chunk)
+                    await writer.drain()
+        if to not in connection.deaf and not writer.is_closing():
+            writer.write_eof()
+
+    async def _carries(self, connection: Connection, chunk: bytes) -> bool:
+        """Waits as long as the line of either end says; False when it loses all."""
+
+        def lines() -> list[Line]:
+            return [self._lines.get(name, Line()) for name in connection.writers]
+
+        await asyncio.sleep(max(line.delay_s for line in lines()))
+        while any(line.held for line in lines()):
+            await self._changed.wait()
+        if any(line.swallowed for line in lines()):
+            self.swallowed_bytes += len(chunk)
+            return False
+        for name in connection.writers:
+            self.carried_bytes[name] += len(chunk)
+            self._check_trap(name)
+        return True
+
+    async def _stop(self) -> None:
+        for server in self._servers:
+            server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0)  # in which closed transports let go of their sockets

@@ -1,0 +1,161 @@
+"""The proxy spoils what it is told to spoil, and nothing of libp2p passes beside it."""
+
+import asyncio
+import socket
+import time
+
+import psutil
+import pytest
+
+from swarm_jax.net.hivemind_calls import HivemindCalls
+from swarm_jax.net.hivemind_node import start_node
+from swarm_jax.net.protocols import Message
+from tests.integration.proxy import LOOPBACK, RESET, Proxy
+
+
+@pytest.fixture
+def proxy():
+    with Proxy() as proxy:
+        yield proxy
+
+
+def port_in(maddr):
+    return int(maddr.split("/")[4])
+
+
+@pytest.fixture
+def line(proxy):
+    """(client, server): the two ends of a connection to the peer "b"."""
+    _, host, _, announced = proxy.options("b")
+    with (
+        socket.create_server((LOOPBACK, port_in(host))) as listener,
+        socket.create_connection((LOOPBACK, port_in(announced)), 10) as client,
+    ):
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(10)
+            client.sendall(b"hello")
+            assert server.recv(99) == b"hello"
+            yield client, server
+
+
+def test_it_carries_both_ways_and_counts(proxy, line):
+    client, server = line
+    client.sendall(b"there")
+    assert server.recv(99) == b"there"
+    server.sendall(b"back again")
+    assert client.recv(99) == b"back again"
+    assert proxy.carried_bytes["b"] == len("hellothereback again")
+    client.close()
+    assert server.recv(99) == b""
+
+
+def test_a_slow_line_takes_its_time(proxy, line):
+    client, server = line
+    proxy.set_line("b", delay_s=0.1)
+    started_s = time.monotonic()
+    client.sendall(b"there")
+    assert server.recv(99) == b"there"
+    assert time.monotonic() - started_s >= 0.1
+
+
+def test_what_is_held_arrives_later(proxy, line):
+    client, server = line
+    proxy.set_line("b", held=True)
+    client.sendall(b"late")
+    server.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        server.recv(99)
+    proxy.set_line("b")
+    server.settimeout(10)
+    assert server.recv(99) == b"late"
+
+
+def test_what_is_swallowed_never_arrives(proxy, line):
+    client, server = line
+    proxy.set_line("b", swallowed=True)
+    client.sendall(b"lost")
+    while proxy.swallowed_bytes < len("lost"):
+        time.sleep(0.001)
+    proxy.set_line("b")
+    client.sendall(b"there")
+    assert server.recv(99) == b"there"
+
+
+def test_a_cut_comes_after_so_many_bytes(proxy, line):
+    client, server = line
+    proxy.spoil("cut", "b", after_bytes=10)
+    client.sendall(b"123456789")
+    assert server.recv(99) == b"123456789"
+    assert not proxy.is_spoilt("b")
+    client.sendall(b"0")
+    with pytest.raises(ConnectionResetError):
+        client.recv(99)
+    assert proxy.is_spoilt("b")
+
+
+def test_an_end_that_is_reset_closes_the_other(line):
+    client, server = line
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    server.close()
+    assert client.recv(99) == b""
+
+
+def test_a_half_closed_peer_still_hears(proxy, line):
+    client, server = line
+    proxy.spoil("half_close", "b")
+    assert client.recv(99) == b""
+    client.sendall(b"there")
+    assert server.recv(99) == b"there"
+    server.sendall(b"into the void")
+
+
+class Echo:
+    def admit(self, sender, header, specs):
+        return None
+
+    async def handle(self, sender, message):
+        return message
+
+
+def tcp_pairs(node):
+    process = psutil.Process(node.daemon_pid)
+    return {
+        (c.laddr.port, c.raddr.port)
+        for c in process.net_connections("tcp")
+        if c.status == psutil.CONN_ESTABLISHED
+    }
+
+
+def test_peers_reach_each_other_only_through_it(proxy):
+    """Each calls each other one, and no two daemons are connected directly."""
+
+    async def main():
+        nodes, calls = [], []
+        for name in "abc":
+            _, host, _, announced = proxy.options(name)
+            known = nodes[0].visible_maddrs() if nodes else []
+            nodes.append(
+                await start_node(
+                    initial_peers=known,
+                    host_maddrs=[host],
+                    announce_maddrs=[announced],
+                )
+            )
+            calls.append(
+                HivemindCalls(nodes[-1], "x", heartbeat_s=1, max_message_bytes=1000)
+            )
+            await calls[-1].serve(Echo())
+        for one in calls:
+            for other in calls:
+                if one is not other:
+                    await one.call(other.peer_id, Message({}), timeout_s=30)
+        pairs = set().union(*map(tcp_pairs, nodes))
+        for each in (*calls, *nodes):
+            await each.close()
+        return pairs
+
+    pairs = asyncio.run(main())
+    assert len(pairs) >= 6
+    assert [pair for pair in pairs if pair[::-1] in pairs] == []
+    assert proxy.carried_bytes.keys() == {"a", "b", "c"}

@@ -1,0 +1,55 @@
+"""What peers that do not answer cost a leader; exact arithmetic, on virtual time."""
+
+import asyncio
+from itertools import pairwise
+
+from swarm_jax.sim.clock import run_virtual
+from swarm_jax.sim.modelled import ModelledCompute, ModelledTokens, modelled_config
+from swarm_jax.sim.swarm import SimulatedSwarm
+
+FROZEN_S = 30.0
+
+
+def train_with_a_freeze(peers_per_stage):
+    """Times at which steps closed after a peer of stage 1 froze, and its ledgers."""
+    config = modelled_config(num_stages=2, steps=20)
+    config.tuning.directory_expiry_s = 60.0
+    swarm = SimulatedSwarm(
+        config,
+        data=ModelledTokens(config),
+        make_compute=lambda stage: ModelledCompute(config, stage),
+        peers_per_stage=peers_per_stage,
+    )
+    closed_s: list[float] = []
+    write = swarm.steps.write
+
+    def closed(**record):
+        write(**record)
+        closed_s.append(asyncio.get_running_loop().time())
+        if len(closed_s) == 1:
+            swarm.network.freeze("stage1-0")
+            asyncio.get_running_loop().call_later(
+                FROZEN_S, swarm.network.thaw, "stage1-0"
+            )
+
+    swarm.steps.write = closed
+    totals = run_virtual(swarm.run())
+    assert totals.steps == config.steps and totals.microbatches.exact
+    return closed_s, 3 * config.tuning.heartbeat_s
+
+
+def longest_step_s(closed_s):
+    return max(later - earlier for earlier, later in pairwise(closed_s))
+
+
+def test_a_frozen_peer_holds_up_one_step_and_no_more():
+    (frozen_s, *closed_s), silent_s = train_with_a_freeze([1, 2])
+    # Found by who sends to it, then by the leader.
+    assert closed_s[0] - frozen_s < 2 * silent_s + 0.5
+    assert longest_step_s(closed_s) < 1
+
+
+def test_the_last_peer_of_a_stage_is_found_again_when_it_wakes():
+    (frozen_s, *closed_s), _ = train_with_a_freeze([1, 1])
+    assert FROZEN_S < closed_s[0] - frozen_s < FROZEN_S + 8
+    assert longest_step_s(closed_s) < 1

@@ -1,0 +1,58 @@
+"""What ends a network process: its work, a signal, a notice."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from scripts.process import until_stopped
+from scripts.run_trainer import exit_code
+
+
+class Node:
+    """A node whose daemon lives for ever."""
+
+    async def died(self) -> str:
+        return await asyncio.Event().wait()
+
+
+def stopped_by(*numbers: int, **options):
+    """What ``until_stopped`` returns for work that never ends, and these signals."""
+
+    async def main():
+        for number in numbers:
+            asyncio.get_running_loop().call_soon(os.kill, os.getpid(), number)
+        work = asyncio.Event().wait()
+        return await until_stopped(work, Node(), **options)
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_signal_that_ended_it_is_told(number):
+    assert stopped_by(number) is number
+
+
+def test_a_second_signal_does_not_wait_for_leaving():
+    async def leave():
+        await asyncio.Event().wait()
+
+    assert stopped_by(signal.SIGTERM, signal.SIGINT, leave=leave) is signal.SIGTERM
+
+
+def test_a_notice_is_no_signal_and_work_that_ends_gives_its_result():
+    async def notice():
+        return "of preemption"
+
+    assert stopped_by(notice=notice()) is None
+
+    async def work():
+        return 7
+
+    assert asyncio.run(until_stopped(work(), Node())) == 7
+
+
+def test_a_trainer_that_was_asked_to_end_has_obeyed_and_ctrl_c_is_an_interruption():
+    assert exit_code(signal.SIGTERM) == 0
+    assert exit_code(signal.SIGINT) == 130

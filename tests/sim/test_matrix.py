@@ -1,0 +1,31 @@
+"""The fault matrix: every cell ends as plain training, and its fault really struck."""
+
+from collections import Counter
+
+import pytest
+
+from swarm_jax.sim.chaos import run_schedule
+from swarm_jax.sim.matrix import EXCLUDED, FAULTS, PHASES, ROLES, cells, schedule_of
+
+CELLS = {cell.name: cell for cell in cells()}
+POSSIBLE = {name: cell for name, cell in CELLS.items() if not cell.excluded}
+
+
+@pytest.mark.parametrize("name", POSSIBLE)
+def test_a_cell_ends_as_plain_training(name):
+    schedule = schedule_of(POSSIBLE[name])
+    assert run_schedule(schedule) == frozenset(range(len(schedule.faults)))
+
+
+def test_every_cell_is_there_or_left_out_for_a_reason():
+    assert len(CELLS) == len(FAULTS) * len(PHASES) * len(ROLES) == 600
+    assert len(POSSIBLE) == 525
+    used = Counter(cell.excluded for cell in CELLS.values() if cell.excluded)
+    assert set(used) == {why for _, why in EXCLUDED}
+    assert sum(used.values()) == 75
+
+
+@pytest.mark.parametrize("axis", ["fault", "phase", "role"])
+def test_no_row_of_the_matrix_is_left_out_whole(axis):
+    table = {"fault": FAULTS, "phase": PHASES, "role": ROLES}[axis]
+    assert {getattr(cell, axis) for cell in POSSIBLE.values()} == set(table)

@@ -1,0 +1,34 @@
+"""Random schedules are data, are right, and are shrunk when they are not."""
+
+import pytest
+
+from swarm_jax.sim.chaos import failure, shrink
+from swarm_jax.sim.faults import KINDS, Fault, Schedule
+from swarm_jax.sim.schedules import random_schedule
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_schedules_end_as_without_faults(seed):
+    assert failure(random_schedule(seed)) is None
+
+
+def test_schedules_are_a_function_of_their_seed_and_travel_as_data():
+    schedule = random_schedule(7)
+    assert schedule == random_schedule(7) != random_schedule(8)
+    assert Schedule.from_dict(schedule.to_dict()) == schedule
+
+
+def test_all_kinds_of_faults_come_up():
+    seen = {f.kind for seed in range(60) for f in random_schedule(seed).faults}
+    assert seen == set(KINDS) - {"crash_alone"}, "a lost stage is the matrix's"
+
+
+def test_a_failing_schedule_is_shrunk_to_the_faults_that_it_needs(monkeypatch):
+    def broken(schedule):
+        return "broken" if any(f.kind == "crash" for f in schedule.faults) else None
+
+    monkeypatch.setattr("swarm_jax.sim.chaos.failure", broken)
+    crash = Fault(kind="crash", peer="stage0-0", when="answered relay")
+    others = tuple(f for f in random_schedule(5).faults if f.kind != "crash")
+    shortest = shrink(Schedule((2, 2), 1, (*others, crash, *others)))
+    assert others and shortest.faults == (crash,)
