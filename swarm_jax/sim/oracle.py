@@ -45,14 +45,22 @@ class Reference:
 
 
 @cache
-def train_sequentially(num_stages: int, steps: int) -> Reference:
-    """One process, one microbatch after the other."""
+def train_sequentially(
+    num_stages: int, steps: int, skipped: int | None = None
+) -> Reference:
+    """One process, one microbatch after the other.
+
+    Args:
+        skipped: A step without an update; it has no loss and no norm.
+    """
     config = modelled_config(num_stages=num_stages, steps=steps)
     data = ModelledTokens(config)
     params = [np.full(WIDTH, float(stage)) for stage in range(num_stages)]
     moments = [np.zeros(WIDTH) for _ in range(num_stages)]
     losses, norms = [], []
     for step in range(steps):
+        if step == skipped:
+            continue
         weights = [
             p + m / 2**GRADIENT_BITS for p, m in zip(params, moments, strict=True)
         ]

@@ -6,11 +6,9 @@ the state of plain training.
 """
 
 import asyncio
-import math
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import pytest
@@ -25,6 +23,7 @@ from swarm_jax.sim.modelled import (
     ModelledTokens,
     modelled_config,
 )
+from swarm_jax.sim.oracle import train_sequentially
 from swarm_jax.sim.swarm import SimulatedSwarm
 
 RIGHT = "right"
@@ -74,13 +73,17 @@ class _Hook:
 class Run:
     """A swarm, and what a schedule does to it.
 
+    Args:
+        skipped: The step that must be skipped, if one must.
+
     Attributes:
         counts: How often each (kind, op, peer) happened.
         slow_s: Seconds of a peer's next operation of a name, once.
     """
 
-    def __init__(self, peers, *, steps: int = 3, on_nonfinite="stop", **tuning):
+    def __init__(self, peers, *, steps=3, on_nonfinite="stop", skipped=None, **tuning):
         self.config = config = modelled_config(num_stages=len(peers), steps=steps)
+        self.skipped = skipped
         config.swarm.on_nonfinite = on_nonfinite
         for name, value in tuning.items():
             setattr(config.tuning, name, value)
@@ -176,11 +179,11 @@ class Run:
             self.ended_s = self.now_s()
             await self._stop()
 
-    async def states(self) -> dict[str, list[bytes]]:
+    async def states(self) -> dict[str, bytes]:
         """Of every peer at the last step."""
         last = self.config.steps
         return {
-            peer: [array.tobytes() for array in await self.swarm.computes[peer].state()]
+            peer: b"".join(a.tobytes() for a in await self.swarm.computes[peer].state())
             for peer, server in self.swarm.servers.items()
             if server.state.step == last and server.state.state == ONLINE
         }
@@ -231,7 +234,7 @@ class Outcome:
 
     run: Run
     verdict: str
-    states: dict[str, list[bytes]] = field(default_factory=dict)
+    states: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def ended_s(self) -> float:
@@ -273,10 +276,11 @@ def play():
     return play
 
 
-def _verdict(run: Run, states: dict[str, list[bytes]]) -> str:
+def _verdict(run: Run, states: dict[str, bytes]) -> str:
     for crash in run.crashes:
         return f"crashed: {crash!r}"
-    expected = _plain_training(len(run.swarm._peers_per_stage), run.config.steps)
+    num_stages = run.config.swarm.num_stages
+    expected = train_sequentially(num_stages, run.config.steps, run.skipped).states
     for record in run.swarm.steps:
         if not record.get("skipped") and (
             record["microbatches_counted_once"] != run.config.microbatches_per_step
@@ -288,50 +292,3 @@ def _verdict(run: Run, states: dict[str, list[bytes]]) -> str:
     if any(states[peer] != expected[stage] for peer, stage in stages.items()):
         return "wrong parameters"
     return RIGHT
-
-
-@cache
-def _plain_training(num_stages: int, steps: int) -> list[list[bytes]]:
-    """Final state of each stage without a swarm: one device after the other."""
-    config = modelled_config(num_stages=num_stages, steps=steps)
-    data = ModelledTokens(config)
-
-    async def step(computes, number):
-        for index in range(config.microbatches_per_step):
-            batch = data.microbatch(number, index)
-            await _backpropagate(computes, [batch.inputs], batch.targets)
-        norms = []
-        for compute in computes:
-            mean = await compute.gradient_sum(1 / data.step_loss_tokens(number))
-            norms.append(await compute.load_reduced(mean))
-        for compute in computes:
-            await compute.apply(math.sqrt(math.fsum(norms)))
-
-    async def main():
-        computes = [ModelledCompute(config, stage) for stage in range(num_stages)]
-        for number in range(steps):
-            await step(computes, number)
-        return [[a.tobytes() for a in await c.state()] for c in computes]
-
-    return run_virtual(main())
-
-
-class _Counted:
-    """Every microbatch enters the sum."""
-
-    def start(self) -> bool:
-        return True
-
-    def settle(self, finite: bool, loss_sum: float) -> None:
-        assert finite
-
-
-async def _backpropagate(computes, x, targets):
-    first, *deeper = computes
-    if not deeper:
-        result = await first.loss_backward(x, targets, count=_Counted(), order=0)
-        return result.grad_x
-    forward = await first.forward(x, keep=True, order=0)
-    grad_y = await _backpropagate(deeper, forward.y, targets)
-    result = await first.backward(forward.residuals, grad_y, count=_Counted(), order=0)
-    return result.grad_x

@@ -179,3 +179,21 @@ def test_a_refused_leader_takes_a_number_above_every_promise(rule, play, caplog)
     assert outcome.verdict == "right"
     refused = caplog.text.count("another trainer leads")
     assert refused == rule.gives(1, off=40)
+
+
+def test_who_stands_by_remembers_the_numbers_it_has_seen(play, caplog):
+    """u. trainer-b sees the claim of trainer-a, which dies; then the claim expires.
+
+    Its first number is above the one that peers have promised themselves to.
+    """
+
+    async def the_leader_dies(run):
+        await run.until(lambda: run.state("stage1-0").promise.number == 1)
+        run.start_trainer("trainer-b")
+        await run.until(lambda: run.state("stage1-0").step == 1)
+        run.kill_trainer()
+
+    outcome = play([1, 1], the_leader_dies)
+    assert outcome.verdict == "right"
+    assert outcome.run.state("stage1-0").promise[:2] == (2, "trainer-b")
+    assert "another trainer leads" not in caplog.text
