@@ -101,6 +101,7 @@ class Trainer:
             server_command=self._server_command,
             restart_if_lost=self._restart_if_lost,
         )
+        self._journal.starts_to_lead()
         try:
             await supervised(leader.lead(), self._lease.keep(number))
         finally:
