@@ -11,12 +11,8 @@ from swarm_jax.sim.swarm import Records
 
 
 def report_of(commit: CommitRecord) -> Report:
-    return Report(
-        **{"peer": "stage0-0", "stage": 0, "state": ONLINE, "generation": 0},
-        **{"step": commit.step + 1, "lineage": "", "counted": frozenset()},
-        **{"prepared_step": None, "can_replay": False, "last_commit": commit},
-        losses=None,
-    )
+    step = commit.step + 1
+    return Report("stage0-0", 0, ONLINE, step, lineage="", last_commit=commit)
 
 
 def test_a_step_that_was_taken_over_is_timed_from_then_on(config):
@@ -26,7 +22,9 @@ def test_a_step_that_was_taken_over_is_timed_from_then_on(config):
         journal = Journal(
             config,
             SwarmView(config, None, ()),
-            **{"steps": steps, "swarm": Records(), "learning_rate": lambda step: 0.0},
+            steps=steps,
+            swarm=Records(),
+            learning_rate=lambda step: 0.0,
         )
         journal.starts_to_lead()
         journal.feeding(2)

@@ -71,7 +71,7 @@ def test_a_trainer_that_goes_while_it_claims_to_lead_stands_in_nobodys_way(confi
 def test_a_lease_does_not_lapse_while_stores_are_held_up(config):
     async def main():
         network = LocalNetwork(heartbeat_s=1.0)
-        held_up_s = 0.6 * config.tuning.lease_s
+        held_up_s = 0.35 * config.tuning.lease_s
         slow = SlowDirectory(network.directory("first"), held_up_s, held_up_s)
         first = make_lease(config, network, "first", slow)
         keeping = asyncio.ensure_future(first.keep(await first.acquire()))
