@@ -35,16 +35,16 @@ def test_who_stood_by_when_the_leader_died_takes_a_higher_number(config):
 class SlowDirectory:
     """Takes its time to store, and again to say so."""
 
-    def __init__(self, directory, before_s: float, after_s: float):
+    def __init__(self, directory):
         self._directory = directory
-        self._before_s, self._after_s = before_s, after_s
+        self.before_s = self.after_s = 0.0
         self.stored = asyncio.Event()
 
     async def store(self, *args, **options):
-        await asyncio.sleep(self._before_s)
+        await asyncio.sleep(self.before_s)
         await self._directory.store(*args, **options)
         self.stored.set()
-        await asyncio.sleep(self._after_s)
+        await asyncio.sleep(self.after_s)
 
     async def get(self, key):
         return await self._directory.get(key)
@@ -53,9 +53,8 @@ class SlowDirectory:
 def test_a_trainer_that_goes_while_it_claims_to_lead_stands_in_nobodys_way(config):
     async def main():
         network = LocalNetwork(heartbeat_s=1.0)
-        slow = SlowDirectory(
-            network.directory("first"), 0.0, config.tuning.lease_s / 20
-        )
+        slow = SlowDirectory(network.directory("first"))
+        slow.after_s = config.tuning.lease_s / 20
         claiming = asyncio.ensure_future(
             make_lease(config, network, "first", slow).acquire()
         )
@@ -71,10 +70,10 @@ def test_a_trainer_that_goes_while_it_claims_to_lead_stands_in_nobodys_way(confi
 def test_a_lease_does_not_lapse_while_stores_are_held_up(config):
     async def main():
         network = LocalNetwork(heartbeat_s=1.0)
-        held_up_s = 0.35 * config.tuning.lease_s
-        slow = SlowDirectory(network.directory("first"), held_up_s, held_up_s)
+        slow = SlowDirectory(network.directory("first"))
         first = make_lease(config, network, "first", slow)
         keeping = asyncio.ensure_future(first.keep(await first.acquire()))
+        slow.before_s = slow.after_s = 0.6 * config.tuning.lease_s
         second = asyncio.ensure_future(make_lease(config, network, "second").acquire())
         await asyncio.wait([second], timeout=20 * config.tuning.lease_s)
         assert not second.done()
