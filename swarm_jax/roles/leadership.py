@@ -17,6 +17,7 @@ from swarm_jax.roles.messages import (
     read,
     to_header,
 )
+from swarm_jax.roles.watches import Watches
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Leadership:
         number: The term's number in the lease.
 
     Attributes:
-        silent: Peers that did not answer in this round.
+        silent: Peers that did not answer in this round, or were lost since.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Leadership:
         self._calls = calls
         self._swarm = config.swarm_fingerprint()
         self._control_timeout_s = config.tuning.control_timeout_s
+        self._watches = Watches(calls, self._swarm, self._lost)
         self._collecting: dict[str, asyncio.Task] = {}
         self.silent: frozenset[str] = frozenset()
         self.round = Round(number, trainer, 0)
@@ -53,6 +55,7 @@ class Leadership:
         self.round = self.round._replace(pass_=self.round.pass_ + 1)
 
     def close(self) -> None:
+        self._watches.close()
         for task in self._collecting.values():
             task.cancel()
 
@@ -76,7 +79,12 @@ class Leadership:
         replies = {p: task.result() for p, task in asked.items() if task.done()}
         replies = self._checked(replies)
         self.silent = frozenset(peers - replies.keys())
+        for peer in replies:
+            self._watches.begin(peer)
         return replies
+
+    def _lost(self, peer: str) -> None:
+        self.silent |= {peer}
 
     def _collect(self, peer: str, request: Collect) -> asyncio.Task:
         task = asyncio.ensure_future(self._ask(peer, request, self._control_timeout_s))
@@ -134,8 +142,9 @@ class Leadership:
         self, peer: str, request: Request, timeout_s: float
     ) -> Mapping[str, Any] | None:
         message = Message(to_header(request, self._swarm))
+        call = self._calls.call(peer, message, timeout_s=timeout_s)
         try:
-            return (await self._calls.call(peer, message, timeout_s=timeout_s)).header
+            return (await self._watches.answer(peer, call)).header
         except PeerError as error:
             level = logging.DEBUG if peer in self.silent else logging.INFO
             logger.log(level, "%s: no answer: %s", request.op, error)

@@ -106,4 +106,5 @@ class Trainer:
             await supervised(leader.lead(), self._lease.keep(number))
         finally:
             leadership.close()
+            self._journal.leads_no_more()
             await self._lease.release(number)
