@@ -16,6 +16,7 @@ at once::
 
 import argparse
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -255,4 +256,6 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         code = EXIT_BAD_INPUT
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
+    # Else the end looks once more through all of jax and torch for garbage: seconds.
+    gc.freeze()
     sys.exit(code)

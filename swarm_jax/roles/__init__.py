@@ -14,6 +14,7 @@
     stage_server.py   serves one stage: what is let in, and who answers it
     lease.py          who leads
     leadership.py     one trainer's term: its rounds, questions within a round
+    watches.py        who of the peers is still there
     leader.py         the loop: collect, decide, act
     feeding.py        keeps microbatches in flight; validation
     preparing.py      the first half of closing a step; void rounds

@@ -89,6 +89,16 @@ class Journal:
     def validation_due(self) -> bool:
         return self._unvalidated is not None
 
+    def starts_to_lead(self) -> None:
+        """What this trainer takes over it times from now on."""
+        self._step_start_s = asyncio.get_running_loop().time()
+
+    def leads_no_more(self) -> None:
+        """A step that was to be validated keeps its record; others go on."""
+        if self._unvalidated is not None:
+            self._steps.write(**self._unvalidated)
+        self._closing = self._unvalidated = None
+
     def feeding(self, step: int) -> None:
         """Microbatches of ``step`` are about to be sent."""
         self._no_longer_waiting()

@@ -17,6 +17,7 @@ from swarm_jax.roles.messages import (
     read,
     to_header,
 )
+from swarm_jax.roles.watches import Watches
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Leadership:
         number: The term's number in the lease.
 
     Attributes:
-        silent: Peers that did not answer in this round.
+        silent: Peers that did not answer in this round, or were lost since.
         busy: Peers that are still at a change they were asked for. They are asked for
             nothing else: one with a stuck device would hold up every round.
     """
@@ -48,6 +49,7 @@ class Leadership:
         self._swarm = config.swarm_fingerprint()
         self._control_timeout_s = config.tuning.control_timeout_s
         self._change_timeout_s = config.tuning.relay_timeout_s
+        self._watches = Watches(calls, self._swarm, self._lost)
         self._collecting: dict[str, asyncio.Task] = {}
         self._changing: dict[str, asyncio.Task] = {}
         self.silent: frozenset[str] = frozenset()
@@ -66,6 +68,7 @@ class Leadership:
             await asyncio.wait(self._changing.values())
 
     def close(self) -> None:
+        self._watches.close()
         for task in (*self._collecting.values(), *self._changing.values()):
             task.cancel()
 
@@ -93,7 +96,12 @@ class Leadership:
             await asyncio.wait(awaited or asked.values())
         replies = self._replies(asked)
         self.silent = frozenset(peers) - replies.keys()
+        for peer in replies:
+            self._watches.begin(peer)
         return replies
+
+    def _lost(self, peer: str) -> None:
+        self.silent |= {peer}
 
     async def insist(self, peers: Iterable[str], request: Request) -> set[str]:
         """Asks for a change of parameters or sums; returns who has made it.
@@ -172,8 +180,9 @@ class Leadership:
         self, peer: str, request: Request, timeout_s: float
     ) -> Mapping[str, Any] | None:
         message = Message(to_header(request, self._swarm))
+        call = self._calls.call(peer, message, timeout_s=timeout_s)
         try:
-            return (await self._calls.call(peer, message, timeout_s=timeout_s)).header
+            return (await self._watches.answer(peer, call)).header
         except PeerError as error:
             level = logging.DEBUG if peer in self.silent else logging.INFO
             logger.log(level, "%s: no answer: %s", request.op, error)

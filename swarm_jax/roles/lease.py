@@ -67,10 +67,11 @@ class Lease:
         return number
 
     async def keep(self, number: int) -> None:
-        """Renews until cancelled."""
-        while True:
-            await asyncio.sleep(self._lease_s / 3)
-            await self._store(number, leads=True)
+        """Renews until cancelled, in time even while a frozen peer holds up stores."""
+        async with asyncio.TaskGroup() as renewals:
+            while True:
+                await asyncio.sleep(self._lease_s / 5)
+                renewals.create_task(self._store(number, leads=True))
 
     async def release(self, number: int) -> None:
         """Steps down; other trainers may lead at once."""

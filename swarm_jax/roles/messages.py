@@ -45,6 +45,10 @@ class Status(StrEnum):
     """The state whose chunk is asked for is no longer kept."""
 
 
+WATCH_S = 30.0
+"""How long a peer takes to answer ``Watch``."""
+
+
 class MalformedHeader(ValueError):
     """A header lacks a field, or has one of the wrong type or range."""
 
@@ -82,6 +86,13 @@ class Collect:
 
     op: ClassVar[str] = "collect"
     round: Round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """Answer after ``WATCH_S``: until then, your heartbeats say that you are there."""
+
+    op: ClassVar[str] = "watch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +214,7 @@ Request = (
     | Commit
     | ResyncState
     | RestartRun
+    | Watch
     | FetchManifest
     | FetchChunk
     | HandOver

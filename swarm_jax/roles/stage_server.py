@@ -23,6 +23,7 @@ from swarm_jax.roles.compute import Compute
 from swarm_jax.roles.joining import Joining
 from swarm_jax.roles.leaving import Leaving
 from swarm_jax.roles.messages import (
+    WATCH_S,
     Collect,
     Commit,
     DropSum,
@@ -35,6 +36,7 @@ from swarm_jax.roles.messages import (
     RestartRun,
     ResyncState,
     Status,
+    Watch,
     from_header,
     refusal,
 )
@@ -264,6 +266,9 @@ class StageServer:
                 return await self._control.restart(request)
             case HandOver():
                 return await self._control.take_over(request, message.arrays)
+            case Watch():
+                await asyncio.sleep(WATCH_S)
+                return Message({"status": Status.OK})
             case FetchManifest():
                 return await self._snapshots.manifest(request)
             case FetchChunk():

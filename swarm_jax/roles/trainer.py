@@ -101,8 +101,10 @@ class Trainer:
             server_command=self._server_command,
             restart_if_lost=self._restart_if_lost,
         )
+        self._journal.starts_to_lead()
         try:
             await supervised(leader.lead(), self._lease.keep(number))
         finally:
             leadership.close()
+            self._journal.leads_no_more()
             await self._lease.release(number)

@@ -1,5 +1,6 @@
 """Options shared by the scripts, and errors as one line."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -112,3 +113,11 @@ def test_device_is_chosen_before_and_after_jax_is_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax", Jax)
     flags.use_device("cpu")
     assert updates == {"jax_platforms": "cpu"}
+
+
+def test_a_script_ends_without_a_last_search_for_garbage():
+    with pytest.raises(SystemExit) as ended:
+        flags.run_main(lambda: None)
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()
+    assert frozen and ended.value.code is None

@@ -33,17 +33,18 @@ def test_who_stood_by_when_the_leader_died_takes_a_higher_number(config):
 
 
 class SlowDirectory:
-    """Stores at once, but is long in saying so."""
+    """Takes its time to store, and again to say so."""
 
     def __init__(self, directory):
         self._directory = directory
+        self.before_s = self.after_s = 0.0
         self.stored = asyncio.Event()
 
     async def store(self, *args, **options):
+        await asyncio.sleep(self.before_s)
         await self._directory.store(*args, **options)
-        if not self.stored.is_set():
-            self.stored.set()
-            await asyncio.sleep(60.0)
+        self.stored.set()
+        await asyncio.sleep(self.after_s)
 
     async def get(self, key):
         return await self._directory.get(key)
@@ -53,6 +54,7 @@ def test_a_trainer_that_goes_while_it_claims_to_lead_stands_in_nobodys_way(confi
     async def main():
         network = LocalNetwork(heartbeat_s=1.0)
         slow = SlowDirectory(network.directory("first"))
+        slow.after_s = config.tuning.lease_s / 20
         claiming = asyncio.ensure_future(
             make_lease(config, network, "first", slow).acquire()
         )
@@ -61,5 +63,21 @@ def test_a_trainer_that_goes_while_it_claims_to_lead_stands_in_nobodys_way(confi
         await asyncio.wait([claiming])
         async with asyncio.timeout(config.tuning.lease_s / 10):
             await make_lease(config, network, "second").acquire()
+
+    run_virtual(main())
+
+
+def test_a_lease_does_not_lapse_while_stores_are_held_up(config):
+    async def main():
+        network = LocalNetwork(heartbeat_s=1.0)
+        slow = SlowDirectory(network.directory("first"))
+        first = make_lease(config, network, "first", slow)
+        keeping = asyncio.ensure_future(first.keep(await first.acquire()))
+        slow.before_s = slow.after_s = 0.6 * config.tuning.lease_s
+        second = asyncio.ensure_future(make_lease(config, network, "second").acquire())
+        await asyncio.wait([second], timeout=20 * config.tuning.lease_s)
+        assert not second.done()
+        keeping.cancel()
+        await second
 
     run_virtual(main())

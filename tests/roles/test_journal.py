@@ -1,0 +1,65 @@
+"""What a leader records of steps that it did not begin."""
+
+import asyncio
+
+from swarm_jax.core.ledger import Audit
+from swarm_jax.core.reports import ONLINE, CommitRecord, Report
+from swarm_jax.roles.journal import Journal
+from swarm_jax.roles.peers import SwarmView
+from swarm_jax.sim.clock import run_virtual
+from swarm_jax.sim.swarm import Records
+
+ALL_ONCE = Audit(6, 6, 0, 0)
+
+
+def report_of(commit: CommitRecord) -> Report:
+    step = commit.step + 1
+    return Report("stage0-0", 0, ONLINE, step, lineage="", last_commit=commit)
+
+
+def make_journal(config, steps: Records) -> Journal:
+    return Journal(
+        config,
+        SwarmView(config, None, ()),
+        steps=steps,
+        swarm=Records(),
+        learning_rate=lambda step: 0.0,
+    )
+
+
+def test_a_step_that_was_taken_over_is_timed_from_then_on(config):
+    steps = Records()
+
+    async def main():
+        journal = make_journal(config, steps)
+        journal.starts_to_lead()
+        journal.feeding(2)
+        await asyncio.sleep(30.0)  # deposed; others lead
+        journal.starts_to_lead()
+        await asyncio.sleep(1.0)
+        journal.closing(4, loss_sum=6.0, loss_tokens=2, ledgers=ALL_ONCE)
+        journal.collected([report_of(CommitRecord(4, 1.0))])
+
+    run_virtual(main())
+    (record,) = steps
+    assert (record["step"], record["train_loss"]) == (5, 3.0)
+    assert (record["step_s"], record["tokens_per_s"]) == (1.0, 2.0)
+    assert record["time_s"] == 31.0
+
+
+def test_a_step_that_was_to_be_validated_is_recorded_by_who_leads_no_more(config):
+    config.validation.every_steps = 5
+    steps = Records()
+
+    async def main():
+        journal = make_journal(config, steps)
+        journal.starts_to_lead()
+        journal.closing(4, loss_sum=6.0, loss_tokens=2, ledgers=ALL_ONCE)
+        journal.collected([report_of(CommitRecord(4, 1.0))])
+        assert journal.validation_due and not steps
+        journal.leads_no_more()
+        assert not journal.validation_due
+
+    run_virtual(main())
+    (record,) = steps
+    assert record["step"] == 5 and "validation_loss" not in record
