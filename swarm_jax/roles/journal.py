@@ -82,12 +82,22 @@ class Journal:
         self._waiting: str | None = None
         self._reminded_s = 0.0
         self._step = 0
+        self._term = 0
         self._answered: set[int] = set()
         self.totals = Totals()
 
     @property
     def validation_due(self) -> bool:
         return self._unvalidated is not None
+
+    def begin_term(self, number: int) -> None:
+        """Forgets a step that was being closed, if another trainer has led since.
+
+        That one may have closed the step again, and recorded it.
+        """
+        if number != self._term + 1:
+            self._closing = None
+        self._term = number
 
     def feeding(self, step: int) -> None:
         """Microbatches of ``step`` are about to be sent."""

@@ -81,6 +81,7 @@ class Trainer:
     async def _lead_in_turns(self) -> Totals:
         while True:
             number = await self._lease.acquire()
+            self._journal.begin_term(number)
             try:
                 await self._lead(number)
                 return self.totals
