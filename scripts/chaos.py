@@ -1,56 +1,99 @@
-"""Random faults on virtual time: thousands of swarms that must all end the same.
+"""Faults on virtual time: thousands of swarms that must all end as plain training.
 
-    python -m scripts.chaos --seeds 0:2000
+    python -m scripts.chaos --seeds 0:3000
     python -m scripts.chaos --seed 123
+    python -m scripts.chaos --cell "crash | mid-all-reduce | first"
 
-Each seed is a swarm of 1 to 4 stages and a schedule of faults (kills, freezes, drains,
-joins, dead trainers, refused, lost, doubled and late messages). A run is right when its
-ledgers are exact and its parameters are, bit for bit, those of a run without faults. Of
-a failing seed it prints the line that replays it, and the shortest schedule that fails.
+First the fault matrix: every fault in every phase of the protocol at every role. Then
+random schedules: each seed is a swarm of 2 to 4 stages with up to eight faults
+(crashes, standstills, drains, joins, cut, slow and silent links, damaged, doubled, late
+and lost messages, a directory that lags). A run is right when its ledgers are exact,
+its parameters are bit for bit those of plain training, nobody is stuck and nothing is
+left over. Of what fails it prints the line that replays it, and the shortest schedule
+that fails.
 """
 
 import json
 import logging
 import multiprocessing
+import multiprocessing.pool
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from swarm_jax.launcher import flags
-from swarm_jax.sim.chaos import failure, shrink
+from swarm_jax.sim.chaos import failure, run_schedule, shrink
 from swarm_jax.sim.faults import Schedule
+from swarm_jax.sim.matrix import cells, schedule_of
 from swarm_jax.sim.schedules import random_schedule
+
+CELLS = {cell.name: cell for cell in cells()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = flags.Parser(prog="scripts.chaos", description=__doc__)
-    parser.add_argument("--seeds", type=_range, default=range(500), metavar="A:B")
+    parser.add_argument("--seeds", type=_range, default=range(3000), metavar="A:B")
     parser.add_argument("--seed", type=int, help="one seed, with the log of its run")
+    parser.add_argument("--cell", choices=sorted(CELLS), metavar="NAME")
     parser.add_argument("--schedule", metavar="JSON", help="one schedule, as printed")
     args = parser.parse_args(argv)
     if args.seed is not None:
         return _one(random_schedule(args.seed))
+    if args.cell:
+        return _one(schedule_of(CELLS[args.cell]))
     if args.schedule:
         return _one(Schedule.from_dict(json.loads(args.schedule)))
-    start_s = time.monotonic()
+    possible = [name for name, cell in CELLS.items() if not cell.excluded]
     workers = os.cpu_count() or 1
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        found = [f for f in pool.imap(_try, args.seeds, chunksize=8) if f]
-    for seed, what, shortest in found:
-        print(f"{what}\n  python -m scripts.chaos --seed {seed}")
-        print(f"  python -m scripts.chaos --schedule '{shortest}'")
-    seconds = time.monotonic() - start_s
-    print(f"{len(args.seeds)} schedules in {seconds:.0f} s, {len(found)} failed")
-    return 1 if found else 0
+        bad_cells = _all(pool, "fault matrix, cells", _try_cell, possible)
+        bad_seeds = _all(pool, "random schedules, seeds", _try_seed, args.seeds)
+    return 1 if bad_cells or bad_seeds else 0
 
 
-def _try(seed: int) -> tuple[int, str, str] | None:
+def _all(
+    pool: multiprocessing.pool.Pool,
+    title: str,
+    attempt: Callable[[object], tuple[int, str]],
+    things: Iterable[object],
+) -> int:
+    """Tries all; prints what failed, and one line that sums up."""
+    start_s = time.monotonic()
+    results = list(pool.imap(attempt, things, chunksize=8))
+    failed = [what for _, what in results if what]
+    for what in failed:
+        print(what)
+    struck = sum(count for count, _ in results)
+    right, seconds = len(results) - len(failed), time.monotonic() - start_s
+    print(
+        f"{title}: {right} of {len(results)} end as plain training, "
+        f"{struck} faults struck, {seconds:.0f} s",
+        flush=True,
+    )
+    return len(failed)
+
+
+def _try_cell(name: str) -> tuple[int, str]:
+    schedule = schedule_of(CELLS[name])
+    return _try(schedule, f'--cell "{name}"', len(schedule.faults))
+
+
+def _try_seed(seed: int) -> tuple[int, str]:
+    return _try(random_schedule(seed), f"--seed {seed}", 0)
+
+
+def _try(schedule: Schedule, replay: str, must_strike: int) -> tuple[int, str]:
+    """How many faults struck, and if it is not right, what to tell the user."""
     logging.disable(logging.CRITICAL)
-    schedule = random_schedule(seed)
-    what = failure(schedule)
-    if what is None:
-        return None
-    return seed, what, json.dumps(shrink(schedule).to_dict())
+    replay = f"\n  python -m scripts.chaos {replay}"
+    try:
+        struck = len(run_schedule(schedule))
+    except Exception as error:  # whatever it is, this schedule shows it
+        shortest = json.dumps(shrink(schedule).to_dict())
+        again = f"\n  python -m scripts.chaos --schedule '{shortest}'"
+        return 0, f"{type(error).__name__}: {error}{replay}{again}"
+    what = f"a fault of this cell never struck{replay}" if struck < must_strike else ""
+    return struck, what
 
 
 def _one(schedule: Schedule) -> int:

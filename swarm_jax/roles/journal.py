@@ -82,6 +82,7 @@ class Journal:
         self._waiting: str | None = None
         self._reminded_s = 0.0
         self._step = 0
+        self._term = 0
         self._answered: set[int] = set()
         self.totals = Totals()
 
@@ -89,15 +90,22 @@ class Journal:
     def validation_due(self) -> bool:
         return self._unvalidated is not None
 
-    def starts_to_lead(self) -> None:
-        """What this trainer takes over it times from now on."""
-        self._step_start_s = asyncio.get_running_loop().time()
+    def begin_term(self, number: int) -> None:
+        """What this trainer takes over it times from now on.
 
-    def leads_no_more(self) -> None:
+        A step that was being closed is forgotten if another trainer has led since: that
+        one may have closed it again, and recorded it.
+        """
+        self._step_start_s = asyncio.get_running_loop().time()
+        if number != self._term + 1:
+            self._closing = None
+        self._term = number
+
+    def end_term(self) -> None:
         """A step that was to be validated keeps its record; others go on."""
         if self._unvalidated is not None:
             self._steps.write(**self._unvalidated)
-        self._closing = self._unvalidated = None
+        self._unvalidated = None
 
     def feeding(self, step: int) -> None:
         """Microbatches of ``step`` are about to be sent."""

@@ -81,6 +81,7 @@ class Trainer:
     async def _lead_in_turns(self) -> Totals:
         while True:
             number = await self._lease.acquire()
+            self._journal.begin_term(number)
             try:
                 await self._lead(number)
                 return self.totals
@@ -101,10 +102,9 @@ class Trainer:
             server_command=self._server_command,
             restart_if_lost=self._restart_if_lost,
         )
-        self._journal.starts_to_lead()
         try:
             await supervised(leader.lead(), self._lease.keep(number))
         finally:
             leadership.close()
-            self._journal.leads_no_more()
+            self._journal.end_term()
             await self._lease.release(number)

@@ -27,9 +27,9 @@ from swarm_jax.sim.swarm import SimulatedSwarm
 STEPS = 4
 LATENCY_S = 0.005
 POLL_S = 0.25
-PATIENCE_S = 60.0
+PATIENCE_S = 15.0
 """For a run and for each of its faults, beside how long the fault lasts."""
-CLEAN_S = 30.0
+CLEAN_S = 5.0
 """A run that is over has nothing in progress after this."""
 
 
@@ -77,6 +77,8 @@ class _ChaosRun:
         self._patience_s = PATIENCE_S + sum(
             PATIENCE_S + fault.at_s + fault.for_s for fault in schedule.faults
         )
+        if schedule.may_restart:
+            self._patience_s += config.tuning.lost_stage_s
         self._names = itertools.count()
         self._trainers: dict[str, asyncio.Task] = {}
         self._crashes: list[str] = []

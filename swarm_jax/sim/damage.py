@@ -135,5 +135,5 @@ class Damage:
         try:
             if server.admit(sender, message.header, specs) is None:
                 await server.handle(sender, message)
-        except (BadMessage, asyncio.CancelledError):
-            return
+        except (BadMessage, ConnectionError):
+            return  # as its sender would hear

@@ -32,10 +32,10 @@ def test_a_step_that_was_taken_over_is_timed_from_then_on(config):
 
     async def main():
         journal = make_journal(config, steps)
-        journal.starts_to_lead()
+        journal.begin_term(1)
         journal.feeding(2)
         await asyncio.sleep(30.0)  # deposed; others lead
-        journal.starts_to_lead()
+        journal.begin_term(3)
         await asyncio.sleep(1.0)
         journal.closing(4, loss_sum=6.0, loss_tokens=2, ledgers=ALL_ONCE)
         journal.collected([report_of(CommitRecord(4, 1.0))])
@@ -53,11 +53,11 @@ def test_a_step_that_was_to_be_validated_is_recorded_by_who_leads_no_more(config
 
     async def main():
         journal = make_journal(config, steps)
-        journal.starts_to_lead()
+        journal.begin_term(1)
         journal.closing(4, loss_sum=6.0, loss_tokens=2, ledgers=ALL_ONCE)
         journal.collected([report_of(CommitRecord(4, 1.0))])
         assert journal.validation_due and not steps
-        journal.leads_no_more()
+        journal.end_term()
         assert not journal.validation_due
 
     run_virtual(main())
