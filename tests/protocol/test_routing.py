@@ -77,7 +77,7 @@ def test_busy_is_no_fault(rule, play):
     rule.off(NextStage, "_status", at_fault)
     outcome = play([2, 1], max_queue=2, ban_s=5.0)
     assert outcome.verdict == "right"
-    assert (outcome.ended_s < 2.0) == rule.is_on
+    assert (outcome.ended_s < 2.5) == rule.is_on
 
 
 def test_a_silent_peer_is_left_after_three_heartbeats(rule, play):
