@@ -80,6 +80,7 @@ def check_lineages(swarm: SwarmByHand, woken: frozenset[str]) -> None:
 
     Who wakes with a prepared gradient may commit that one, rounded otherwise, while the
     others have committed that of a later round: then it fetches their state. Once.
+    (A peer has no record of a step whose state it fetched.)
     """
     chains: dict[tuple[int, int], set[str]] = {}
     records = {name: swarm.records(name) for name in swarm.servers}
@@ -92,6 +93,7 @@ def check_lineages(swarm: SwarmByHand, woken: frozenset[str]) -> None:
         name
         for name in woken
         for record in records[name]
-        if record["lineage"] not in chains[record["stage"], record["step"]]
+        if {record["lineage"]}
+        != chains.setdefault((record["stage"], record["step"]), {record["lineage"]})
     )
     assert all(count == 1 for count in own.values()), own

@@ -164,8 +164,9 @@ class Proxy:
                 if await self._carries(connection, chunk) and to not in connection.deaf:
                     writer.write(chunk)
                     await writer.drain()
-        if to not in connection.deaf and not writer.is_closing():
-            writer.write_eof()
+        with contextlib.suppress(OSError):  # it is gone, too
+            if to not in connection.deaf and not writer.is_closing():
+                writer.write_eof()
 
     async def _carries(self, connection: Connection, chunk: bytes) -> bool:
         """Waits as long as the line of either end says; False when it loses all."""
