@@ -338,10 +338,13 @@ class StageServer:
             **self._join_record,
         )
         self._join_record = {}
+        # Not for each step: to publish a record costs questions to many peers. But who
+        # starts after the first one has to know that there is a state to fetch.
+        if self.state.step == 1:
+            self._news.set()
         self._finish_if_last()
 
     def _state_changed(self) -> None:
-        """Not for each step: to publish a record costs questions to many peers."""
         self._news.set()
         if self.state.state == JOINING and not self._has_counted:
             self._joined_s = self._joined_s or asyncio.get_running_loop().time()
