@@ -131,7 +131,8 @@ def test_nothing_outlives_its_process(start, how):
         wait_for(lambda process=process: is_gone(process))
     wait_for(lambda: not listens(told["maddr"]))
     SocketFolder().remove()
-    assert not Path(told["folder"]).exists()
+    # By us, or by another process of this machine that is at it just now.
+    wait_for(lambda: not Path(told["folder"]).exists())
 
 
 def test_a_daemon_that_hears_of_nothing_dies_with_its_process(start):
