@@ -28,4 +28,5 @@ def get_config() -> ExperimentConfig:
     # All peers are a millisecond away: who is silent for long is dead or frozen.
     config.tuning.heartbeat_s = 0.5
     config.tuning.lease_s = 2.5
+    config.tuning.lost_stage_s = 5.0
     return config

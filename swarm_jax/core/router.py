@@ -14,10 +14,12 @@ import itertools
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from swarm_jax.core.throughput import ThroughputAverage
+from swarm_jax.core.throughput import MeanRate, ThroughputAverage
 
 MAX_DOUBLINGS = 30
 LEAST_RELIABILITY = 1 / 32
+LEAST_SPEED = 1 / 16
+"""Of the mean; whoever is thought slower would hardly be measured again."""
 RELIABILITY_SMOOTHING = 0.1
 
 
@@ -52,11 +54,12 @@ class Router:
         self._heap: list[tuple[float, int, str]] = []
         self._turns = itertools.count()
         self._virtual_now_s = 0.0
+        self._known = MeanRate()
 
     def update(self, peers: Collection[str]) -> None:
         """Takes in the stage's present peers; new ones enter at the head."""
         for gone in self._peers.keys() - set(peers):
-            del self._peers[gone]
+            self._known.discard(self._peers.pop(gone).throughput)
         for peer in sorted(set(peers) - self._peers.keys()):
             self._peers[peer] = _Peer(self._virtual_now_s, next(self._turns))
             self._push(peer)
@@ -89,9 +92,18 @@ class Router:
         return chosen
 
     def succeeded(self, peer: str, tokens: int, seconds: float) -> None:
-        """Learns from an answer; it ends the peer's row of failures."""
+        """Learns from an answer; it ends the peer's row of failures.
+
+        An answer slower than ``LEAST_SPEED`` of the mean (the peer compiled) counts as
+        that slow: the real figure would outweigh all others for hundreds of answers,
+        for which the peer would not be asked.
+        """
         if entry := self._peers.get(peer):
+            self._known.discard(entry.throughput)
+            if mean := self._known.mean:
+                seconds = min(seconds, tokens / (LEAST_SPEED * mean))
             entry.throughput.update(tokens, seconds)
+            self._known.add(entry.throughput)
             entry.failures = 0
             entry.banned_until_s = entry.probed_until_s = 0.0
             entry.reliability += RELIABILITY_SMOOTHING * (1.0 - entry.reliability)
@@ -129,12 +141,8 @@ class Router:
         While nobody is measured the cost is 0, and turns alone make it round-robin: a
         made-up figure would outweigh the first real ones for a long time.
         """
-        rate = entry.throughput.tokens_per_s
-        if rate is None:
-            known = [
-                p.throughput.tokens_per_s
-                for p in self._peers.values()
-                if p.throughput.tokens_per_s is not None
-            ]
-            rate = sum(known) / len(known) if known else None
-        return tokens / (rate * entry.reliability) if rate else 0.0
+        mean = self._known.mean
+        if mean is None:
+            return 0.0
+        rate = max(entry.throughput.tokens_per_s or mean, LEAST_SPEED * mean)
+        return tokens / (rate * entry.reliability)

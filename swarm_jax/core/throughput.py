@@ -1,4 +1,4 @@
-"""Moving average of measured throughput."""
+"""Averages of measured throughput: over time, and over peers."""
 
 
 class ThroughputAverage:
@@ -25,3 +25,27 @@ class ThroughputAverage:
     def tokens_per_s(self) -> float | None:
         """None before the first measurement."""
         return self._weight / self._average if self._average else None
+
+
+class MeanRate:
+    """Mean of the throughputs of many peers, kept up to date without looking at all."""
+
+    def __init__(self):
+        self._total = 0.0
+        self._count = 0
+
+    def add(self, throughput: ThroughputAverage) -> None:
+        """Does nothing with one that has no measurement yet."""
+        if (rate := throughput.tokens_per_s) is not None:
+            self._total += rate
+            self._count += 1
+
+    def discard(self, throughput: ThroughputAverage) -> None:
+        """To be called before a throughput changes, or goes."""
+        if (rate := throughput.tokens_per_s) is not None:
+            self._total -= rate
+            self._count -= 1
+
+    @property
+    def mean(self) -> float | None:
+        return self._total / self._count if self._count else None

@@ -282,10 +282,13 @@ class Leader:
     async def _wait(self, action: Wait) -> None:
         names = ", ".join(map(str, action.stages))
         reason = action.reason
-        busy = sorted(peer[-6:] for peer in self._leadership.busy)
-        if busy:
+        records = [self._view.stages.get(stage, {}) for stage in action.stages]
+        peers = frozenset(peer for stage in records for peer in stage)
+        if busy := peers & self._leadership.busy:
             reason = "no peer is ready"
-            advice = f"Still at what they were asked to do: {', '.join(busy)}"
+            advice = f"Still at what they were asked to do: {_short(busy)}"
+        elif action.is_lost and (silent := peers & self._leadership.silent):
+            advice = f"These do not answer, and may have it: {_short(silent)}"
         elif action.is_lost:
             advice = (
                 "Bring one of its former peers back, or let the run start again from "
@@ -311,3 +314,7 @@ class Leader:
     async def _restart(self, generation: int, peers: Collection[str]) -> None:
         request = RestartRun(round=self._leadership.round, generation=generation)
         await self._insist(peers, request)
+
+
+def _short(peers: Collection[str]) -> str:
+    return ", ".join(sorted(peer[-6:] for peer in peers))

@@ -21,6 +21,9 @@ from swarm_jax.roles.watches import Watches
 
 logger = logging.getLogger(__name__)
 
+VOID = {"status": Status.VOID}
+"""What is known of a peer that was not waited for."""
+
 
 class Deposed(Exception):
     """A peer follows a newer leader; this one's term is over."""
@@ -145,22 +148,37 @@ class Leadership:
     ) -> dict[str, Mapping[str, Any]]:
         return self._checked({p: t.result() for p, t in asked.items() if t.done()})
 
-    async def ask_each(
-        self, requests: Mapping[str, Request], *, more_time_s: float = 0.0
+    async def ask_together(
+        self, requests: Mapping[str, Request], *, timeout_s: float
     ) -> dict[str, Mapping[str, Any]]:
-        """Asks all peers at once; returns the reply headers of those that answered.
+        """Asks for what all do together or none; returns the replies.
 
-        Args:
-            more_time_s: How much longer than a small control call this may take.
+        When one has failed, the others cannot succeed: they get ``control_timeout_s``
+        to say whom they lacked, and count as void if they do not.
 
         Raises:
             Deposed: One of them follows a newer leader.
         """
-        timeout_s = self._control_timeout_s + more_time_s
-        headers = await asyncio.gather(
-            *(self._ask(peer, r, timeout_s) for peer, r in requests.items())
-        )
-        return self._checked(dict(zip(requests, headers, strict=True)))
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + timeout_s
+        tasks = {
+            peer: asyncio.ensure_future(self._ask(peer, request, timeout_s))
+            for peer, request in requests.items()
+        }
+        waiting = set(tasks.values())
+        try:
+            while waiting and (left_s := end_s - loop.time()) > 0:
+                done, waiting = await asyncio.wait(
+                    waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                replies = (task.result() or {} for task in done)
+                if any(reply.get("status") != Status.OK for reply in replies):
+                    end_s = min(end_s, loop.time() + self._control_timeout_s)
+            given_up = {peer: VOID for peer, task in tasks.items() if task in waiting}
+            return self._replies(tasks) | given_up
+        finally:
+            for task in waiting:
+                task.cancel()
 
     def _checked(
         self, headers: Mapping[str, Mapping[str, Any] | None]

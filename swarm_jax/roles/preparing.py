@@ -10,7 +10,7 @@ from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.bans import Bans
 from swarm_jax.core.closing import Close, most_suspect
 from swarm_jax.core.ledger import ledger_digest
-from swarm_jax.roles.leadership import Leadership, accepted
+from swarm_jax.roles.leadership import VOID, Leadership, accepted
 from swarm_jax.roles.messages import MalformedHeader, Prepare, Status, read
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,9 @@ class Preparing:
 
     def __init__(self, config: ExperimentConfig, leadership: Leadership):
         self._leadership = leadership
-        self._allreduce_timeout_s = config.tuning.allreduce_timeout_s
+        self._timeout_s = (
+            config.tuning.allreduce_timeout_s + config.tuning.control_timeout_s
+        )
         longest_s = LONGEST_TIMEOUTS * config.tuning.allreduce_timeout_s
         self._bans = Bans(config.tuning.ban_s, longest_s)
         self._voids = 0
@@ -75,7 +77,7 @@ class Preparing:
         }
         if missing:
             joining = {peer for group in joiners.values() for peer in group}
-            self._void(action.step, missing, joining & missing, replies, groups)
+            self._void(action.step, missing, joining, replies, groups)
             return None
         norms = [_norm(replies[min(group)]) for group in digests.values()]
         return math.sqrt(math.fsum(norms))
@@ -94,9 +96,7 @@ class Preparing:
             for group in groups.values()
             for peer in group
         }
-        return await self._leadership.ask_each(
-            requests, more_time_s=self._allreduce_timeout_s
-        )
+        return await self._leadership.ask_together(requests, timeout_s=self._timeout_s)
 
     def _void(
         self,
@@ -106,13 +106,20 @@ class Preparing:
         replies: Mapping[str, Mapping[str, Any]],
         groups: Mapping[int, Mapping[str, str]],
     ) -> None:
-        if joining:
+        lacked = {
+            peer: _lacked(replies.get(peer))
+            for peer in sorted(missing)
+            if replies.get(peer) != VOID
+        }
+        at_fault = {peer for peer in lacked if peer not in replies}.union(
+            *lacked.values()
+        )
+        if at_fault & joining:
             # A joiner that fails must not hold the others up twice.
-            self._leave_out(joining)
+            self._leave_out(at_fault & joining)
             return
         self._voids += 1
-        for peer in sorted(missing):
-            self._failures.append((peer, _lacked(replies.get(peer))))
+        self._failures += lacked.items()
         logger.warning(
             "step %d: all-reduce is void, no result from %s",
             step,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from swarm_jax.config import ExperimentConfig
-from swarm_jax.core.reports import OFFLINE, ONLINE
+from swarm_jax.core.reports import JOINING, OFFLINE, ONLINE
 from swarm_jax.core.stage_state import StageState
 from swarm_jax.errors import BadMessage
 from swarm_jax.metrics import MetricsWriter
@@ -94,6 +94,7 @@ class StageServer:
         self._news = asyncio.Event()
         self._finished = False
         self._heard_s = 0.0
+        self._has_counted = False
         self._joined_s: float | None = None
         self._join_record: dict[str, float] = {}
         self.state = StageState(stage)
@@ -160,7 +161,6 @@ class StageServer:
         await self.view.join()
         await self._calls.serve(self)
         if self.view.newest_step(self.state.stage) > 0:
-            self._joined_s = asyncio.get_running_loop().time()
             self._joining.start()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -320,6 +320,7 @@ class StageServer:
         )
 
     def _counted(self, step: int, counted: int) -> None:
+        self._has_counted = True
         if self._joined_s is not None:
             took_s = asyncio.get_running_loop().time() - self._joined_s
             self._join_record = {"join_to_first_microbatch_s": took_s}
@@ -337,11 +338,16 @@ class StageServer:
             **self._join_record,
         )
         self._join_record = {}
+        # Not for each step: to publish a record costs questions to many peers. But who
+        # starts after the first one has to know that there is a state to fetch.
+        if self.state.step == 1:
+            self._news.set()
         self._finish_if_last()
 
     def _state_changed(self) -> None:
-        """Not for each step: to publish a record costs questions to many peers."""
         self._news.set()
+        if self.state.state == JOINING and not self._has_counted:
+            self._joined_s = self._joined_s or asyncio.get_running_loop().time()
         self._finish_if_last()
 
     def _finish_if_last(self) -> None:

@@ -121,7 +121,8 @@ class _ChaosRun:
             await self._check(terms)
         finally:
             await self._stop()
-        await self._until(self._remains, CLEAN_S)
+        on_its_way_s = max((fault.for_s for fault in self._schedule.faults), default=0)
+        await self._until(self._remains, CLEAN_S + on_its_way_s)
         return frozenset(self._saboteur.struck)
 
     async def _until(

@@ -143,3 +143,15 @@ def test_throughput_average_is_unbiased_from_the_first_measurement():
     for _ in range(200):
         average.update(tokens=100, seconds=1.0)
     assert abs(average.tokens_per_s - 100.0) < 1e-6
+
+
+def test_a_peer_that_compiled_at_first_gets_its_share_in_the_end():
+    """Its first answers took 400 times as long as the others'."""
+    router = make_router("a", "b")
+    router.succeeded("b", 100, 0.1)
+    for _ in range(4):
+        router.succeeded("a", 100, 40.0)
+    for _ in range(400):
+        router.succeeded(router.pick(100, 0.0), 100, 0.1)
+    picks = Counter(router.pick(100, 0.0) for _ in range(400))
+    assert picks["a"] >= 100

@@ -26,7 +26,7 @@ from swarm_jax.sim.clock import run_virtual
 def test_the_newest_request_for_a_microbatch_wins(
     play, monkeypatch, off, verdict, passed_on
 ):
-    """The first request to stage0-0 comes twice, 5 ms apart.
+    """The second request to stage0-0 comes twice, 5 ms apart.
 
     Off: both are worked on and passed on, and what is in the ledger is not counted
     again. Without that guard either, the gradient is in the sum twice, which the ledger
@@ -41,7 +41,7 @@ def test_the_newest_request_for_a_microbatch_wins(
         twice = OneMessage(duplicate=True, delay_s=0.005)
         link = "trainer-a", "stage0-0"
         harm = functools.partial(run.wires.harm_next, *link, twice)
-        run.at("request_sent", "relay", "trainer-a", harm)
+        run.at("request_sent", "relay", "trainer-a", harm, nth=2)
 
     outcome = play([1, 1], a_request_comes_twice, microbatches_in_flight=1)
     assert outcome.verdict.startswith(verdict)

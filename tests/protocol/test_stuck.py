@@ -72,3 +72,22 @@ def test_who_voids_rounds_for_good_costs_ever_less(play, what):
     )
     assert outcome.verdict == "right"
     assert outcome.ended_s < 12 * timeout_s
+
+
+def test_a_joiner_is_not_at_fault_when_a_member_is(play):
+    """stage1-0 dies in an all-reduce of which stage1-2, that joins, is a member.
+
+    All say that the round was void; the joiner takes part in the next one.
+    """
+
+    async def kill(run):
+        await run.until(lambda: run.state("stage1-0").step == 1)
+        run.wires.delay("stage1-1", "stage1-2", 1.0)
+        run.wires.delay("stage1-0", "stage1-2", 1.0)
+        run.swarm.start_peer(1)
+        await run.happens("allreduce_joined", "allreduce", "stage1-2")
+        run.kill("stage1-0")
+
+    outcome = play([1, 2], kill, steps=12)
+    assert outcome.verdict == "right"
+    assert outcome.count("request_arrived", "manifest", "stage1-1") == 1

@@ -3,6 +3,9 @@
 import asyncio
 from itertools import pairwise
 
+from swarm_jax.net.protocols import Message
+from swarm_jax.roles.leadership import VOID, Leadership
+from swarm_jax.roles.messages import Collect, Status
 from swarm_jax.sim.clock import run_virtual
 from swarm_jax.sim.modelled import ModelledCompute, ModelledTokens, modelled_config
 from swarm_jax.sim.swarm import SimulatedSwarm
@@ -53,3 +56,28 @@ def test_the_last_peer_of_a_stage_is_found_again_when_it_wakes():
     (frozen_s, *closed_s), _ = train_with_a_freeze([1, 1])
     assert FROZEN_S < closed_s[0] - frozen_s < FROZEN_S + 8
     assert longest_step_s(closed_s) < 1
+
+
+class Calls:
+    """One peer says at once that the round is void; the other never answers."""
+
+    async def call(self, peer, message, *, timeout_s):
+        if peer == "quick":
+            return Message({"status": Status.VOID, "lacked": ["slow"]})
+        await asyncio.sleep(timeout_s)
+
+
+def test_what_is_void_for_one_is_not_waited_for():
+    config = modelled_config(num_stages=2, steps=1)
+
+    async def main():
+        leadership = Leadership(config, Calls(), "trainer", 1)
+        request = Collect(round=leadership.round)
+        replies = await leadership.ask_together(
+            {"quick": request, "slow": request}, timeout_s=1000.0
+        )
+        return replies, asyncio.get_running_loop().time()
+
+    replies, took_s = run_virtual(main())
+    assert replies["quick"]["lacked"] == ["slow"] and replies["slow"] == VOID
+    assert took_s == config.tuning.control_timeout_s

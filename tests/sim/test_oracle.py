@@ -77,7 +77,7 @@ def test_something_left_in_a_gradient_sum(monkeypatch):
     after(
         monkeypatch,
         StageServer,
-        "_state_changed",
+        "_finish_if_last",
         lambda server: setattr(server._compute, "_sum", np.ones(3)),
     )
     expect("gradient sum at the end|other parameters", Schedule((1,), 1, ()))
