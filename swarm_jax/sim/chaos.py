@@ -17,6 +17,7 @@ from swarm_jax.core.reports import ONLINE
 from swarm_jax.errors import BadMessage
 from swarm_jax.net.local import Event, LocalNetwork
 from swarm_jax.net.protocols import Message
+from swarm_jax.roles.messages import WATCH_S
 from swarm_jax.sim.clock import run_virtual
 from swarm_jax.sim.faults import TRAINER, Schedule
 from swarm_jax.sim.modelled import ModelledCompute, ModelledTokens, modelled_config
@@ -29,8 +30,8 @@ LATENCY_S = 0.005
 POLL_S = 0.25
 PATIENCE_S = 15.0
 """For a run and for each of its faults, beside how long the fault lasts."""
-CLEAN_S = 5.0
-"""A run that is over has nothing in progress after this."""
+CLEAN_S = WATCH_S + 5.0
+"""A run that is over has nothing in progress after this: no call but a watch is long."""
 
 
 def run_schedule(schedule: Schedule) -> frozenset[int]:

@@ -57,7 +57,7 @@ class Saboteur:
         self._quiet_at_s = 0.0
         self.struck: set[int] = set()
         self.failed: list[BaseException] = []
-        self.damage = Damage(world.swarm, self.struck.add, self._do)
+        self.damage = Damage(world.swarm, self._struck_message, self._do)
 
     def start(self) -> None:
         for index, fault in enumerate(self._faults):
@@ -175,6 +175,11 @@ class Saboteur:
             for name, state in peers.items()
             if name != peer and name not in self._leaving
         )
+
+    def _struck_message(self, index: int) -> None:
+        """It is over when the message that is held back has come, too."""
+        self.struck.add(index)
+        self._later(self._faults[index].for_s, lambda: None)
 
     def _later(self, delay_s: float, action: Callable[[], Any]) -> None:
         loop = asyncio.get_running_loop()
