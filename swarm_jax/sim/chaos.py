@@ -31,7 +31,7 @@ POLL_S = 0.25
 PATIENCE_S = 15.0
 """For a run and for each of its faults, beside how long the fault lasts."""
 CLEAN_S = WATCH_S + 5.0
-"""A run that is over has nothing in progress after this: no call but a watch is long."""
+"""A run that is over has nothing in progress after this: a watch is the longest."""
 
 
 def run_schedule(schedule: Schedule) -> frozenset[int]:
@@ -121,8 +121,7 @@ class _ChaosRun:
             await self._check(terms)
         finally:
             await self._stop()
-        on_its_way_s = max((fault.for_s for fault in self._schedule.faults), default=0)
-        await self._until(self._remains, CLEAN_S + on_its_way_s)
+        await self._until(self._remains, CLEAN_S)
         return frozenset(self._saboteur.struck)
 
     async def _until(
