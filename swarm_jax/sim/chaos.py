@@ -31,7 +31,7 @@ POLL_S = 0.25
 PATIENCE_S = 15.0
 """For a run and for each of its faults, beside how long the fault lasts."""
 CLEAN_S = WATCH_S + 5.0
-"""A run that is over has nothing in progress after this: no call but a watch is long."""
+"""A run that is over has nothing in progress after this; a watch lasts longest."""
 
 
 def run_schedule(schedule: Schedule) -> frozenset[int]:
