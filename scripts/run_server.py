@@ -3,15 +3,15 @@
     python -m scripts.run_server --config configs/tiny.py --stage 1 \\
         --initial_peers /ip4/10.0.0.5/tcp/4001/p2p/12D3... --workdir runs/tiny
 
-``scripts.run_dht`` prints the command with its own address. Start as many as you like
-for each stage, on any machines; without --stage it serves the one that limits the
-swarm. Ctrl-C (or SIGTERM, or a notice of preemption) makes it
-leave without a loss: it finishes what it has in flight, hands its part of the step to a
-stage peer and goes. A second Ctrl-C, or SIGHUP, ends it at once.
+``scripts.run_dht`` prints the command with its own address. Start as many as you like,
+on any machines; without --stage it serves the one that limits the swarm. Ctrl-C (or
+SIGTERM, or a notice of preemption) makes it leave without a loss: it hands its part of
+the step to a stage peer and goes. A second Ctrl-C, or SIGHUP, ends it at once.
 """
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,11 +24,8 @@ from swarm_jax.metrics import MetricsWriter, make_workdir
 def main(argv: Sequence[str] | None = None) -> int:
     parser = flags.Parser(prog="scripts.run_server", description=__doc__)
     flags.add_experiment(parser)
-    parser.add_argument(
-        "--stage",
-        type=int,
-        help="counted from 0 (default: the one that the swarm needs most)",
-    )
+    stage_help = "counted from 0 (default: the one that the swarm needs most)"
+    parser.add_argument("--stage", type=int, help=stage_help)
     parser.add_argument(
         "--save_parameters",
         type=Path,
@@ -60,11 +57,14 @@ async def serve(args, config) -> int:
     process.log_to_stderr()
     wiring.prepare_jax(config)
     with contextlib.ExitStack() as closing:
+        make = functools.partial(wiring.make_compute, config, inline=False)
+        # Takes seconds; who has joined, and does not answer, is dropped from the DHT.
+        compute = None if args.stage is None else make(args.stage)
         async with process.joined(args, config) as network:
-            if args.stage is None:
-                peer_id = network.node.peer_id
-                args.stage = await choose_stage(config, network.directory, peer_id)
-            compute = wiring.make_compute(config, args.stage, inline=False)
+            if compute is None:
+                me = network.node.peer_id
+                args.stage = await choose_stage(config, network.directory, me)
+                compute = await asyncio.to_thread(make, args.stage)
             closing.callback(compute.close)
             return await serve_stage(args, config, network, compute)
 
@@ -97,8 +97,8 @@ async def serve_stage(args, config, network, compute) -> int:
         on_finished=finished,
     )
     process.announce_ready(args, node)
-    print(f"Stage {stage} is served by {node.peer_id} ({name}).")
-    print(f"Another peer of it: {process.server_command(args, node, stage)}")
+    print(f"Stage {stage} is served by {node.peer_id} ({name}). Another peer of it:")
+    print(process.server_command(args, node, stage))
     print(f"A trainer: {process.trainer_command(args, node)}", flush=True)
     left = False
 
