@@ -121,6 +121,33 @@ class ValidationConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """When the swarm saves its state. In no fingerprint.
+
+    Attributes:
+        every_steps: Steps between two checkpoints; 0 for none. The last step is saved
+            too.
+        keep_last: How many of the newest checkpoints are kept.
+        keep_every_steps: Checkpoints at multiples of this are kept for good; 0: none.
+        timeout_s: Bound on the saving of one stage.
+    """
+
+    every_steps: int = 100
+    keep_last: int = 3
+    keep_every_steps: int = 0
+    timeout_s: float = 600.0
+
+    def __post_init__(self):
+        _at_least("checkpoint.every_steps", self.every_steps, 0)
+        _at_least("checkpoint.keep_last", self.keep_last, 1)
+        _at_least("checkpoint.keep_every_steps", self.keep_every_steps, 0)
+        if self.timeout_s <= 0:
+            raise ConfigError(
+                f"checkpoint.timeout_s={self.timeout_s}: use a positive number"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
 class SwarmConfig:
     """How the model is cut and what travels.
 
@@ -224,6 +251,7 @@ class ExperimentConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     swarm: SwarmConfig = field(default_factory=SwarmConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
 

@@ -17,6 +17,10 @@ class StartupError(SwarmError):
     """A process could not start: a port in use, a bootstrap that does not answer."""
 
 
+class CheckpointError(SwarmError):
+    """A state could not be saved or restored. The message says which and why."""
+
+
 class PeerError(SwarmError):
     """The other side failed. ``peer`` names it.
 

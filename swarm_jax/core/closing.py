@@ -76,9 +76,10 @@ class Resync:
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """The run was started again: these peers go back to step 0 too."""
+    """The run went back to ``step``: these peers, of stages that did not, go too."""
 
     generation: int
+    step: int
     peers: tuple[str, ...]
 
 
@@ -124,7 +125,8 @@ def next_action(
     stages = _serving(reports, num_stages)
     if empty := tuple(stage for stage, peers in stages.items() if not peers):
         return Wait(empty, NO_LIVE_PEER)
-    if behind := _behind_restart(stages, generation):
+    begun = min(report.step for report in reports if report.generation == generation)
+    if behind := _behind_restart(stages, generation, begun):
         return behind
     newest = {stage: max(p.step for p in peers) for stage, peers in stages.items()}
     low, high = min(newest.values()), max(newest.values())
@@ -156,16 +158,26 @@ def _joiners(reports: Iterable[Report]) -> dict[int, list[Report]]:
 
 
 def _behind_restart(
-    stages: Mapping[int, list[Report]], generation: int
-) -> Resync | Restart | None:
-    """What to do with peers that a restart of the run has not reached."""
-    resync, restart = [], []
-    for peers in stages.values():
-        old = [p.peer for p in peers if p.generation < generation]
-        (restart if len(old) == len(peers) else resync).extend(old)
-    if restart:
-        return Restart(generation, tuple(sorted(restart)))
-    return Resync(tuple(sorted(resync))) if resync else None
+    stages: Mapping[int, list[Report]], generation: int, step: int
+) -> Resync | Restart | Wait | None:
+    """What to do with peers that a restart of the run, at ``step``, has not reached."""
+    old = {
+        stage: [p for p in peers if p.generation < generation]
+        for stage, peers in stages.items()
+    }
+    behind = {s: peers for s, peers in old.items() if len(peers) == len(stages[s])}
+    if not behind:
+        resync = sorted(p.peer for peers in old.values() for p in peers)
+        return Resync(tuple(resync)) if resync else None
+    able = {
+        stage: [p.peer for p in peers if p.can_restore(step)]
+        for stage, peers in behind.items()
+    }
+    if unable := tuple(stage for stage, peers in able.items() if not peers):
+        reason = f"no peer can go back to step {step}, as the run did"
+        return Wait(unable, reason, is_lost=True)
+    peers = sorted(peer for stage in able.values() for peer in stage)
+    return Restart(generation, step, tuple(peers))
 
 
 @dataclass(frozen=True, slots=True)

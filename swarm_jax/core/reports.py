@@ -32,6 +32,7 @@ class Report:
         can_replay: Whether it still has the parameters of the step before.
         last_commit: Record of its last commit, if any.
         losses: Loss sum of each counted index; last stage only.
+        saved: Steps of the checkpoints that it can restore its stage from.
     """
 
     peer: str
@@ -45,7 +46,12 @@ class Report:
     can_replay: bool = False
     last_commit: CommitRecord | None = None
     losses: Mapping[int, float] | None = None
+    saved: frozenset[int] = frozenset()
 
     def can_serve(self, step: int) -> bool:
         """Whether it has the parameters of ``step``."""
         return self.step == step or (self.can_replay and self.step == step + 1)
+
+    def can_restore(self, step: int) -> bool:
+        """Whether it has that step's state saved; that of step 0 is made from a seed."""
+        return step == 0 or step in self.saved

@@ -87,6 +87,12 @@ class Journal:
         self.totals = Totals()
 
     @property
+    def figures(self) -> dict[str, float]:
+        """What a checkpoint says of the run."""
+        summary = self.totals.summary()
+        return {name: value for name, value in summary.items() if value is not None}
+
+    @property
     def validation_due(self) -> bool:
         return self._unvalidated is not None
 

@@ -20,6 +20,7 @@ from swarm_jax.core.closing import (
 )
 from swarm_jax.core.ledger import audit
 from swarm_jax.core.reports import JOINING, CommitRecord, Report
+from swarm_jax.core.saves import restart_step
 from swarm_jax.errors import Diverged
 from swarm_jax.roles.feeding import Data, Feeder
 from swarm_jax.roles.journal import Journal
@@ -36,6 +37,7 @@ from swarm_jax.roles.messages import (
 from swarm_jax.roles.peers import SwarmView
 from swarm_jax.roles.preparing import GradientDiverged, Preparing
 from swarm_jax.roles.relay import ModelDiverged, NoRoute, RefusedRound, RelayFailed
+from swarm_jax.roles.saving import Saving
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +50,8 @@ class Leader:
 
     Args:
         server_command: The command that starts a peer of a stage, for people.
-        restart_if_lost: Whether the run may start again from step 0 when a stage's
-            state is gone.
+        restart_if_lost: Whether the run may go back, to a checkpoint or to step 0, when
+            a stage's state is gone.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Leader:
         data: Data,
         feeder: Feeder,
         journal: Journal,
+        saving: Saving,
         server_command: Callable[[int], str],
         restart_if_lost: Callable[[], bool],
     ):
@@ -70,6 +73,7 @@ class Leader:
         self._data = data
         self._feeder = feeder
         self._journal = journal
+        self._saving = saving
         self._server_command = server_command
         self._restart_if_lost = restart_if_lost
         self._lost_since_s: float | None = None
@@ -84,6 +88,9 @@ class Leader:
         """
         while True:
             reports = await self._collect()
+            self._saving.consider(
+                reports, self._leadership.round, self._journal.figures
+            )
             action = next_action(
                 reports,
                 num_stages=self._config.swarm.num_stages,
@@ -107,14 +114,18 @@ class Leader:
                 case Resync(peers):
                     request = ResyncState(round=self._leadership.round)
                     await self._insist(peers, request)
-                case Restart(generation, peers):
-                    await self._restart(generation, peers)
+                case Restart(generation, step, peers):
+                    await self._restart(generation, step, peers)
                 case Wait() if self._may_restart(action):
                     generation = 1 + max(report.generation for report in reports)
-                    logger.warning("%s: the run starts again", action.reason)
-                    await self._restart(generation, self._view.everyone())
+                    step = restart_step(reports, self._config.swarm.num_stages)
+                    logger.warning("%s: the run %s", action.reason, _going_back(step))
+                    await self._restart(generation, step, self._view.everyone())
                 case Wait():
-                    await self._wait(action)
+                    step = restart_step(reports, self._config.swarm.num_stages)
+                    await self._wait(action, step)
+                case Done() if self._saving.under_way:
+                    await self._saving.finish()
                 case Done():
                     await self._leadership.finish()
                     return
@@ -279,7 +290,10 @@ class Leader:
         if not failures:
             self._journal.validated(loss)
 
-    async def _wait(self, action: Wait) -> None:
+    async def _wait(self, action: Wait, step: int) -> None:
+        """Args:
+        step: Of what the run could go back to.
+        """
         names = ", ".join(map(str, action.stages))
         reason = action.reason
         records = [self._view.stages.get(stage, {}) for stage in action.stages]
@@ -291,8 +305,8 @@ class Leader:
             advice = f"These do not answer, and may have it: {_short(silent)}"
         elif action.is_lost:
             advice = (
-                "Bring one of its former peers back, or let the run start again from "
-                "step 0: type restart here, or start the trainer with --restart_if_lost"
+                "Bring one of its former peers back, or type restart here: then the run "
+                f"{_going_back(step)} (so it does by itself with --restart_if_lost)"
             )
         else:
             advice = f"Start a peer: {self._server_command(min(action.stages))}"
@@ -311,9 +325,17 @@ class Leader:
             self._lost_since_s = now_s
         return now_s - self._lost_since_s >= self._config.tuning.lost_stage_s
 
-    async def _restart(self, generation: int, peers: Collection[str]) -> None:
-        request = RestartRun(round=self._leadership.round, generation=generation)
+    async def _restart(
+        self, generation: int, step: int, peers: Collection[str]
+    ) -> None:
+        request = RestartRun(
+            round=self._leadership.round, generation=generation, step=step
+        )
         await self._insist(peers, request)
+
+
+def _going_back(step: int) -> str:
+    return f"goes on from the checkpoint of step {step}" if step else "starts again"
 
 
 def _short(peers: Collection[str]) -> str:

@@ -42,7 +42,9 @@ class Status(StrEnum):
     """The all-reduce did not complete; the reply names whom this peer lacked."""
     NOT_PREPARED = "not_prepared"
     UNKNOWN_STATE = "unknown_state"
-    """The state whose chunk is asked for is no longer kept."""
+    """The state that is asked for is not kept, or no longer."""
+    NOT_SAVED = "not_saved"
+    """The state could not be written; the peer's log says why."""
 
 
 WATCH_S = 30.0
@@ -153,11 +155,48 @@ class ResyncState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartRun:
-    """Go back to step 0 and the initial parameters, if your generation is older."""
+    """Go back to ``step``, if your generation is older.
+
+    Attributes:
+        step: Of a checkpoint; 0 for the initial parameters.
+    """
 
     op: ClassVar[str] = "restart"
     round: Round
     generation: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveState:
+    """Save your state as it is before ``step``; answer when it is written.
+
+    Attributes:
+        to_shared: Also to the swarm's folder: one peer of each stage does that.
+    """
+
+    op: ClassVar[str] = "save"
+    round: Round
+    generation: int
+    step: int
+    to_shared: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompleteSave:
+    """All stages have saved ``step``: from now on it may be restored.
+
+    Attributes:
+        digests: Of what the stages saved, in their order.
+        summary: The run's figures at that step.
+    """
+
+    op: ClassVar[str] = "complete"
+    round: Round
+    generation: int
+    step: int
+    digests: list[str]
+    summary: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +253,8 @@ Request = (
     | Commit
     | ResyncState
     | RestartRun
+    | SaveState
+    | CompleteSave
     | Watch
     | FetchManifest
     | FetchChunk
@@ -277,6 +318,7 @@ def report_to_header(report: Report) -> dict[str, Any]:
         "can_replay": report.can_replay,
         "last_commit": commit and [commit.step, commit.gradient_norm],
         "losses": sorted(report.losses.items()) if report.losses is not None else None,
+        "saved": sorted(report.saved),
     }
 
 
@@ -297,6 +339,7 @@ def report_from_header(peer: str, header: Mapping[str, Any]) -> Report:
         "can_replay": "bool",
         "last_commit": "CommitRecord | None",
         "losses": "dict[int, float] | None",
+        "saved": "frozenset[int]",
     }
     fields = {name: read(header, name, type_) for name, type_ in types.items()}
     return Report(peer=peer, **fields)
@@ -362,6 +405,12 @@ def _names(value: Any) -> dict[str, str]:
     return {_str(key): _str(name) for key, name in value.items()}
 
 
+def _figures(value: Any) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise TypeError
+    return {_str(key): _float(number) for key, number in value.items()}
+
+
 def _losses(value: Any) -> dict[int, float]:
     return {_int(index): _float(loss) for index, loss in value}
 
@@ -376,6 +425,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "frozenset[int]": lambda value: frozenset(_int(item) for item in value),
     "frozenset[str]": lambda value: frozenset(_str(item) for item in value),
     "dict[str, str]": _names,
+    "dict[str, float]": _figures,
     "float | None": _optional(_positive),
     "int | None": _optional(_int),
     "CommitRecord | None": _optional(

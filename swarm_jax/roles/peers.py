@@ -148,7 +148,7 @@ def _settings(config: ExperimentConfig) -> dict[str, str]:
     return {
         name: repr(value)
         for name, value in leaves(config).items()
-        if not name.startswith(("tuning.", "validation."))
+        if not name.startswith(("tuning.", "validation.", "checkpoint."))
     }
 
 

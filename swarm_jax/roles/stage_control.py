@@ -33,6 +33,7 @@ from swarm_jax.roles.messages import (
     report_to_header,
 )
 from swarm_jax.roles.relaying import Relaying
+from swarm_jax.roles.stage_saving import StageSaving
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class StageControl:
         relaying: Relaying,
         changes: Changes,
         joining: Joining,
+        saving: StageSaving,
         prefix: str,
         on_commit: Callable[[int], None],
         on_count: Callable[[int, int], None],
@@ -73,6 +75,7 @@ class StageControl:
         self._relaying = relaying
         self._changes = changes
         self._joining = joining
+        self._saving = saving
         self._prefix = prefix
         self._on_commit = on_commit
         self._on_count = on_count
@@ -97,6 +100,7 @@ class StageControl:
             can_replay=state.can_replay,
             last_commit=state.last_commit,
             losses=state.ledger.losses if self._is_last else None,
+            saved=self._saving.steps,
         )
         return Message(report_to_header(report))
 
@@ -205,8 +209,11 @@ class StageControl:
             return self._old_round()
         if request.generation > self._state.generation:
             self._joining.cancel()
-            await self._compute.reset()
-            self._state.restart(request.generation)
+            if request.step == 0:
+                await self._compute.reset()
+                self._state.restart(request.generation)
+            elif not await self._saving.go_back(request.step, request.generation):
+                return refusal(Status.UNKNOWN_STATE)
             if self._state.state == JOINING:
                 self.enter(ONLINE)
             self._on_state()

@@ -19,6 +19,7 @@ from swarm_jax.net.protocols import (
     PeerCalls,
 )
 from swarm_jax.roles.changes import Changes
+from swarm_jax.roles.checkpoints import Checkpoints, NoCheckpoints
 from swarm_jax.roles.compute import Compute
 from swarm_jax.roles.joining import Joining
 from swarm_jax.roles.leaving import Leaving
@@ -26,6 +27,7 @@ from swarm_jax.roles.messages import (
     WATCH_S,
     Collect,
     Commit,
+    CompleteSave,
     DropSum,
     FetchChunk,
     FetchManifest,
@@ -35,6 +37,7 @@ from swarm_jax.roles.messages import (
     Relay,
     RestartRun,
     ResyncState,
+    SaveState,
     Status,
     Watch,
     from_header,
@@ -45,6 +48,7 @@ from swarm_jax.roles.relay import NextStage
 from swarm_jax.roles.relaying import Relaying
 from swarm_jax.roles.snapshots import Snapshots
 from swarm_jax.roles.stage_control import StageControl
+from swarm_jax.roles.stage_saving import StageSaving
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +64,7 @@ class StageServer:
         stage: Index of the stage, from 0.
         compute: The stage's device.
         metrics: Gets a record per step.
+        checkpoints: Where its state is saved, and restored from when it starts.
         authorised: The allow-list: peers it refuses are dropped.
         on_count: Called with the step and how many of its microbatches are counted.
         on_finished: Called once when the last step is committed.
@@ -76,6 +81,7 @@ class StageServer:
         allreduce: AllReduce,
         compute: Compute,
         metrics: MetricsWriter,
+        checkpoints: Checkpoints | None = None,
         authorised: Callable[[str], bool] = lambda peer: True,
         on_count: Callable[[int, int], None] = lambda step, counted: None,
         on_finished: Callable[[], None] = lambda: None,
@@ -110,6 +116,9 @@ class StageServer:
         )
         self._changes = Changes(self.state, self._relaying.settled)
         self._snapshots = Snapshots(self.state, compute, self._changes)
+        self._saving = StageSaving(
+            self.state, compute, self._changes, checkpoints or NoCheckpoints()
+        )
         self._joining = Joining(
             self.state,
             calls,
@@ -131,6 +140,7 @@ class StageServer:
             relaying=self._relaying,
             changes=self._changes,
             joining=self._joining,
+            saving=self._saving,
             prefix=self.view.prefix,
             on_commit=self._committed,
             on_count=self._counted,
@@ -159,8 +169,10 @@ class StageServer:
     async def run(self) -> None:
         """Serves until cancelled, or the device fails."""
         await self.view.join()
+        others_step = self.view.newest_step(self.state.stage)
+        await self._saving.resume(others_step)
         await self._calls.serve(self)
-        if self.view.newest_step(self.state.stage) > 0:
+        if others_step > self.state.step:
             self._joining.start()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -264,6 +276,10 @@ class StageServer:
                 return await self._control.resync(request)
             case RestartRun():
                 return await self._control.restart(request)
+            case SaveState():
+                return await self._saving.save(request)
+            case CompleteSave():
+                return await self._saving.complete(request)
             case HandOver():
                 return await self._control.take_over(request, message.arrays)
             case Watch():

@@ -13,6 +13,7 @@ from swarm_jax.roles.leadership import Deposed, Leadership
 from swarm_jax.roles.lease import Lease
 from swarm_jax.roles.peers import SwarmView
 from swarm_jax.roles.relay import NextStage
+from swarm_jax.roles.saving import Saving
 from swarm_jax.roles.supervised import supervised
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ class Trainer:
         swarm: Gets a record per second.
         learning_rate: Of a step, counted from 0; for the records.
         server_command: The command that starts a peer of a stage, for people.
-        restart_if_lost: Asked whether the run may start again from step 0 when a
-            stage's state is gone.
+        restart_if_lost: Asked whether the run may go back, to a checkpoint or to step
+            0, when a stage's state is gone.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Trainer:
     async def _lead(self, number: int) -> None:
         first_stage = NextStage(self._config, 0, self._calls, self._view, [])
         leadership = Leadership(self._config, self._calls, self._calls.peer_id, number)
+        saving = Saving(self._config, self._calls)
         leader = Leader(
             self._config,
             leadership=leadership,
@@ -99,12 +101,14 @@ class Trainer:
             data=self._data,
             feeder=Feeder(self._config, self._data, first_stage),
             journal=self._journal,
+            saving=saving,
             server_command=self._server_command,
             restart_if_lost=self._restart_if_lost,
         )
         try:
             await supervised(leader.lead(), self._lease.keep(number))
         finally:
+            saving.close()
             leadership.close()
             self._journal.end_term()
             await self._lease.release(number)

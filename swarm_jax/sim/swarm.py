@@ -10,6 +10,7 @@ from typing import Any
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.net.local import LocalNetwork
+from swarm_jax.roles.checkpoints import Checkpoints
 from swarm_jax.roles.compute import Compute
 from swarm_jax.roles.feeding import Data
 from swarm_jax.roles.journal import Totals
@@ -30,6 +31,7 @@ class SimulatedSwarm:
     Args:
         make_compute: Gives the device of a new peer of a stage.
         peers_per_stage: How many peers each stage starts with.
+        make_checkpoints: Gives the place where a new peer of a stage saves.
 
     Attributes:
         servers: Every server ever started, by peer id ("stage0-0", ...).
@@ -44,6 +46,7 @@ class SimulatedSwarm:
         make_compute: Callable[[int], Compute],
         peers_per_stage: Sequence[int],
         network: LocalNetwork | None = None,
+        make_checkpoints: Callable[[int], Checkpoints | None] = lambda stage: None,
     ):
         self.config = config
         self.network = network or LocalNetwork(heartbeat_s=config.tuning.heartbeat_s)
@@ -54,6 +57,7 @@ class SimulatedSwarm:
         self.seconds = Records()
         self.data = data
         self._make_compute = make_compute
+        self._make_checkpoints = make_checkpoints
         self._peers_per_stage = peers_per_stage
         self._tasks: dict[str, asyncio.Task] = {}
 
@@ -83,6 +87,7 @@ class SimulatedSwarm:
             allreduce=self.network.allreduce(peer),
             compute=compute,
             metrics=self.peer_steps[peer],
+            checkpoints=self._make_checkpoints(stage),
         )
         task = self._tasks[peer] = asyncio.ensure_future(server.run())
         task.add_done_callback(lambda _: self.network.kill(peer))

@@ -192,7 +192,7 @@ def test_nothing_is_fed_to_a_stage_that_everybody_leaves():
 
 def test_a_restart_reaches_every_stage():
     new, old = report("a", 0, step=0, generation=1), report("c", 1, step=5)
-    assert decide(new, old) == Restart(1, ("c",))
+    assert decide(new, old) == Restart(1, 0, ("c",))
 
 
 def test_a_peer_from_before_a_restart_takes_its_stages_new_state():

@@ -75,16 +75,29 @@ class Run:
 
     Args:
         skipped: The step that must be skipped, if one must.
+        folder: Where all peers save; None for nowhere.
+        save_every: Steps between two checkpoints.
 
     Attributes:
         counts: How often each (kind, op, peer) happened.
         slow_s: Seconds of a peer's next operation of a name, once.
     """
 
-    def __init__(self, peers, *, steps=3, on_nonfinite="stop", skipped=None, **tuning):
+    def __init__(
+        self,
+        peers,
+        *,
+        steps=3,
+        on_nonfinite="stop",
+        skipped=None,
+        folder=None,
+        save_every=0,
+        **tuning,
+    ):
         self.config = config = modelled_config(num_stages=len(peers), steps=steps)
         self.skipped = skipped
         config.swarm.on_nonfinite = on_nonfinite
+        config.checkpoint.every_steps = save_every
         for name, value in tuning.items():
             setattr(config.tuning, name, value)
         self.network = LocalNetwork(
@@ -97,6 +110,7 @@ class Run:
             make_compute=self._make_compute,
             peers_per_stage=peers,
             network=self.network,
+            make_checkpoints=folder.of_stage if folder else lambda stage: None,
         )
         self.wires = self.network.wires
         self.counts: Counter[tuple[str, str, str]] = Counter()

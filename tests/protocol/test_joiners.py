@@ -127,7 +127,7 @@ def test_a_restart_ends_a_download(play):
         await run.happens("answered", FetchChunk.op, "stage1-0")
         run.act(joiner._changes.run(asyncio.sleep(1.0)))
         await asyncio.sleep(0)
-        request = RestartRun(round=Round(1000, "another", 0), generation=1)
+        request = RestartRun(round=Round(1000, "another", 0), generation=1, step=0)
         await joiner._control.restart(request)
         assert joiner.state.state == ONLINE
         await asyncio.sleep(0.1)

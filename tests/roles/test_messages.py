@@ -52,7 +52,7 @@ REQUESTS = [
     Commit(round=ROUND, generation=2, step=5, gradient_norm=0.25),
     Commit(round=ROUND, generation=2, step=5, gradient_norm=None),
     ResyncState(round=ROUND),
-    RestartRun(round=ROUND, generation=1),
+    RestartRun(round=ROUND, generation=1, step=0),
     Watch(),
     FetchManifest(stage=2),
     FetchChunk(stage=2, digest="0f", index=3),
