@@ -33,6 +33,8 @@ class Report:
         last_commit: Record of its last commit, if any.
         losses: Loss sum of each counted index; last stage only.
         saved: Steps of the checkpoints that it can restore its stage from.
+        folder: Names the place that it saves to, the same for all who share it; empty
+            for none.
     """
 
     peer: str
@@ -47,11 +49,12 @@ class Report:
     last_commit: CommitRecord | None = None
     losses: Mapping[int, float] | None = None
     saved: frozenset[int] = frozenset()
+    folder: str = ""
 
     def can_serve(self, step: int) -> bool:
         """Whether it has the parameters of ``step``."""
         return self.step == step or (self.can_replay and self.step == step + 1)
 
     def can_restore(self, step: int) -> bool:
-        """Whether it has that step's state saved; that of step 0 is made from a seed."""
+        """Whether it has that step's state saved; step 0 is made from a seed."""
         return step == 0 or step in self.saved

@@ -12,6 +12,10 @@ import numpy as np
 from swarm_jax.errors import CheckpointError
 
 Arrays = Sequence[np.ndarray]
+Digests = Mapping[int, str]
+Figures = Mapping[str, float]
+
+NO_FOLDER = "this peer has no folder for checkpoints"
 
 
 class SavedPosition(NamedTuple):
@@ -24,7 +28,13 @@ class SavedPosition(NamedTuple):
 
 
 class Checkpoints(Protocol):
-    """Saved states of one stage, by step."""
+    """Saved states of one stage, by step.
+
+    Attributes:
+        folder: Names the place, the same for all peers who share it; empty for none.
+    """
+
+    folder: str
 
     def steps(self) -> Sequence[int]:
         """Those that are complete and that this stage can be restored at, ascending.
@@ -33,19 +43,11 @@ class Checkpoints(Protocol):
         """
         ...
 
-    def keeps(self, *, to_shared: bool) -> bool:
-        """Whether ``save`` has anywhere to write to."""
-        ...
-
-    async def save(
-        self, position: SavedPosition, state: Arrays, *, to_shared: bool
-    ) -> str:
+    async def save(self, position: SavedPosition, state: Arrays) -> str:
         """Saves a state; it counts for nothing before ``complete``.
 
         Args:
             state: As ``Compute.state`` gives it.
-            to_shared: Also to the folder of the whole swarm's checkpoints; of all peers
-                of a stage one is asked to.
 
         Returns:
             A digest of what was saved.
@@ -56,11 +58,7 @@ class Checkpoints(Protocol):
         ...
 
     async def complete(
-        self,
-        step: int,
-        generation: int,
-        digests: Mapping[int, str],
-        summary: Mapping[str, float],
+        self, step: int, generation: int, digests: Digests, summary: Figures
     ) -> None:
         """Notes that all stages have saved this step.
 
@@ -83,27 +81,20 @@ class Checkpoints(Protocol):
 
 
 class NoCheckpoints:
-    """``Checkpoints`` of a server that has no folder to save to."""
+    """``Checkpoints`` of a server that saves nothing."""
+
+    folder = ""
 
     def steps(self) -> Sequence[int]:
         return ()
 
-    def keeps(self, *, to_shared: bool) -> bool:
-        return False
-
-    async def save(
-        self, position: SavedPosition, state: Arrays, *, to_shared: bool
-    ) -> str:
-        raise CheckpointError("this peer has no folder for checkpoints")
+    async def save(self, position: SavedPosition, state: Arrays) -> str:
+        raise CheckpointError(NO_FOLDER)
 
     async def complete(
-        self,
-        step: int,
-        generation: int,
-        digests: Mapping[int, str],
-        summary: Mapping[str, float],
+        self, step: int, generation: int, digests: Digests, summary: Figures
     ) -> None:
         """There is nothing to note it in."""
 
     async def load(self, step: int) -> tuple[SavedPosition, Arrays]:
-        raise CheckpointError("this peer has no folder for checkpoints")
+        raise CheckpointError(NO_FOLDER)

@@ -305,8 +305,8 @@ class Leader:
             advice = f"These do not answer, and may have it: {_short(silent)}"
         elif action.is_lost:
             advice = (
-                "Bring one of its former peers back, or type restart here: then the run "
-                f"{_going_back(step)} (so it does by itself with --restart_if_lost)"
+                "Bring one of its former peers back, or type restart here (or start "
+                f"with --restart_if_lost): then the run {_going_back(step)}"
             )
         else:
             advice = f"Start a peer: {self._server_command(min(action.stages))}"

@@ -169,17 +169,12 @@ class RestartRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveState:
-    """Save your state as it is before ``step``; answer when it is written.
-
-    Attributes:
-        to_shared: Also to the swarm's folder: one peer of each stage does that.
-    """
+    """Save your state as it is before ``step``; answer when it is written."""
 
     op: ClassVar[str] = "save"
     round: Round
     generation: int
     step: int
-    to_shared: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +314,7 @@ def report_to_header(report: Report) -> dict[str, Any]:
         "last_commit": commit and [commit.step, commit.gradient_norm],
         "losses": sorted(report.losses.items()) if report.losses is not None else None,
         "saved": sorted(report.saved),
+        "folder": report.folder,
     }
 
 
@@ -340,6 +336,7 @@ def report_from_header(peer: str, header: Mapping[str, Any]) -> Report:
         "last_commit": "CommitRecord | None",
         "losses": "dict[int, float] | None",
         "saved": "frozenset[int]",
+        "folder": "str",
     }
     fields = {name: read(header, name, type_) for name, type_ in types.items()}
     return Report(peer=peer, **fields)

@@ -1,4 +1,4 @@
-"""The leader's part in checkpoints: one step of all stages, saved as training goes on."""
+"""The leader's part in checkpoints: all stages save one step while they train on."""
 
 import asyncio
 import logging
@@ -14,7 +14,6 @@ from swarm_jax.net.protocols import Message, PeerCalls
 from swarm_jax.roles.messages import (
     CompleteSave,
     MalformedHeader,
-    Request,
     SaveState,
     Status,
     read,
@@ -27,9 +26,9 @@ logger = logging.getLogger(__name__)
 class Saving:
     """Has a step saved by all stages, then tells them that it is complete.
 
-    Every peer is asked, since each may keep its own stage's state; one of each stage
-    also writes to the folder of the swarm's checkpoints. A step is complete when every
-    stage has been saved by one peer at least.
+    Of the peers of a stage that share a folder one writes. So shared storage gets each
+    stage once; and where there is none, every peer has its own stage's state. A step is
+    complete when every stage has been saved somewhere.
     """
 
     def __init__(self, config: ExperimentConfig, calls: PeerCalls):
@@ -66,9 +65,9 @@ class Saving:
         )
         if due:
             self._tried = place
-            stages = self._writers(reports, place)
+            peers = self._equal_peers(reports, place)
             self._task = asyncio.ensure_future(
-                self._save(stages, place, round_, summary)
+                self._save(peers, place, round_, summary)
             )
 
     @property
@@ -83,76 +82,72 @@ class Saving:
         if self._task is not None:
             self._task.cancel()
 
-    def _writers(
+    def _equal_peers(
         self, reports: Collection[Report], place: tuple[int, int]
-    ) -> list[list[str]]:
-        """Of each stage its equal peers; the first one writes for all of them.
+    ) -> list[list[Report]]:
+        """Of each stage the peers whose state is to be saved.
 
-        It is another one from time to time, so that none is always the slow one.
+        The order changes, so that it is not always the same one that writes.
         """
         stages = []
         for stage in range(self._num_stages):
-            peers = {
-                r.peer: r.lineage
-                for r in reports
-                if r.stage == stage
-                and r.state == ONLINE
+            peers = [
+                r
+                for r in sorted(reports, key=lambda r: r.peer)
+                if (r.stage, r.state) == (stage, ONLINE)
                 and (r.generation, r.step) == place
-            }
-            tally = Counter(peers.values())
+            ]
+            tally = Counter(r.lineage for r in peers)
             lineage = max(sorted(tally), key=tally.__getitem__, default=None)
-            equal = sorted(peer for peer in peers if peers[peer] == lineage)
+            equal = [r for r in peers if r.lineage == lineage]
             turn = place[1] % max(1, len(equal))
             stages.append(equal[turn:] + equal[:turn])
         return stages
 
     async def _save(
         self,
-        stages: list[list[str]],
+        stages: list[list[Report]],
         place: tuple[int, int],
         round_: Round,
         summary: Mapping[str, float],
     ) -> None:
         generation, step = place
         began_s = asyncio.get_running_loop().time()
-        requests = {
-            peer: SaveState(
-                round=round_,
-                generation=generation,
-                step=step,
-                to_shared=peer == peers[0],
+        writers = [_one_per_folder(peers) for peers in stages]
+        save = SaveState(round=round_, generation=generation, step=step)
+        answers = await self._ask_all(
+            {r.peer: save for stage in writers for r in stage}
+        )
+        saved = [
+            {r.folder: answers[r.peer] for r in stage if answers.get(r.peer)}
+            for stage in writers
+        ]
+        if lacking := [str(stage) for stage, found in enumerate(saved) if not found]:
+            stages_text = ", ".join(lacking)
+            logger.warning(
+                "step %d is not saved: no peer of stage %s", step, stages_text
             )
-            for peers in stages
-            for peer in peers
-        }
-        digests = await self._ask_all(requests)
-        saved = {peer: digest for peer, digest in digests.items() if digest}
-        first = [next((p for p in peers if p in saved), None) for peers in stages]
-        if None in first:
-            lacking = ", ".join(str(s) for s, peer in enumerate(first) if peer is None)
-            logger.warning("step %d is not saved: no peer of stage %s", step, lacking)
-            if digests.keys() == requests.keys():
+            if all(r.peer in answers for stage in writers for r in stage):
                 self._given_up = step
             return
         completes = {
-            peer: CompleteSave(
+            r.peer: CompleteSave(
                 round=round_,
                 generation=generation,
                 step=step,
-                # Of its own stage each knows what it wrote itself.
-                digests=[
-                    saved[peer if peer in saved and peer in peers else one]
-                    for one, peers in zip(first, stages, strict=True)
-                ],
+                digests=[found.get(r.folder, min(found.values())) for found in saved],
                 summary=dict(summary),
             )
-            for peer in requests
+            for peers in stages
+            for r in peers
         }
         await self._ask_all(completes)
         took_s = asyncio.get_running_loop().time() - began_s
         logger.info("saved step %d in %.2f s", step, took_s)
 
-    async def _ask_all(self, requests: Mapping[str, Request]) -> dict[str, str]:
+    async def _ask_all(
+        self, requests: Mapping[str, SaveState | CompleteSave]
+    ) -> dict[str, str]:
         """The digests of who answered: empty of who saved nothing."""
         answers = await asyncio.gather(
             *(self._ask(peer, request) for peer, request in requests.items())
@@ -163,7 +158,7 @@ class Saving:
             if digest is not None
         }
 
-    async def _ask(self, peer: str, request: Request) -> str | None:
+    async def _ask(self, peer: str, request: SaveState | CompleteSave) -> str | None:
         message = Message(to_header(request, self._swarm))
         try:
             timeout_s = self._settings.timeout_s
@@ -173,5 +168,14 @@ class Saving:
             if reply.header.get("status") == Status.NOT_SAVED:
                 return ""
         except (PeerError, MalformedHeader) as error:
-            logger.warning("%s, saving: %s", peer[-6:], error)
+            logger.warning("saving step %d: %s", request.step, error)
         return None
+
+
+def _one_per_folder(peers: Collection[Report]) -> list[Report]:
+    """The first of those that share a folder; none of those that have no folder."""
+    writers: dict[str, Report] = {}
+    for report in peers:
+        if report.folder:
+            writers.setdefault(report.folder, report)
+    return list(writers.values())

@@ -101,6 +101,7 @@ class StageControl:
             last_commit=state.last_commit,
             losses=state.ledger.losses if self._is_last else None,
             saved=self._saving.steps,
+            folder=self._saving.folder,
         )
         return Message(report_to_header(report))
 

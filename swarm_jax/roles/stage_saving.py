@@ -1,4 +1,4 @@
-"""A stage server's part in checkpoints: saves its state, and goes back to a saved one."""
+"""A stage server's part in checkpoints: saves a state, and goes back to a saved one."""
 
 import logging
 
@@ -35,6 +35,10 @@ class StageSaving:
         return frozenset(self._checkpoints.steps())
 
     @property
+    def folder(self) -> str:
+        return self._checkpoints.folder
+
+    @property
     def newest(self) -> int:
         """Step of the newest state that was saved; 0 if there is none."""
         return max(self._checkpoints.steps(), default=0)
@@ -43,16 +47,12 @@ class StageSaving:
         """Only the copy on the device has to wait for its turn, not the writing."""
         if request.round < self._state.promise:
             return refusal(Status.OLD_ROUND, promise=list(self._state.promise))
-        if not self._checkpoints.keeps(to_shared=request.to_shared):
-            return Message({"status": Status.OK, "digest": ""})
         position, arrays = await self._changes.read(self._read())
         asked = request.generation, request.step
         if self._state.state not in (ONLINE, DRAINING) or position[:2] != asked:
             return refusal(Status.WRONG_STEP, step=position.step)
         try:
-            digest = await self._checkpoints.save(
-                _plain(position), arrays, to_shared=request.to_shared
-            )
+            digest = await self._checkpoints.save(_plain(position), arrays)
         except CheckpointError as error:
             logger.warning("step %d is not saved: %s", request.step, error)
             return refusal(Status.NOT_SAVED)

@@ -18,14 +18,22 @@ from swarm_jax.errors import BadMessage
 from swarm_jax.net.local import Event, LocalNetwork
 from swarm_jax.net.protocols import Message
 from swarm_jax.roles.messages import WATCH_S
+from swarm_jax.sim.checkpoints import MemoryFolder
 from swarm_jax.sim.clock import run_virtual
 from swarm_jax.sim.faults import TRAINER, Schedule
 from swarm_jax.sim.modelled import ModelledCompute, ModelledTokens, modelled_config
-from swarm_jax.sim.oracle import Broken, Closes, check_records, train_sequentially
+from swarm_jax.sim.oracle import (
+    Broken,
+    Closes,
+    check_checkpoints,
+    check_records,
+    train_sequentially,
+)
 from swarm_jax.sim.sabotage import Saboteur
 from swarm_jax.sim.swarm import SimulatedSwarm
 
 STEPS = 4
+SAVE_EVERY_STEPS = 2
 LATENCY_S = 0.005
 POLL_S = 0.25
 PATIENCE_S = 15.0
@@ -66,7 +74,9 @@ def shrink(schedule: Schedule) -> Schedule:
 
 
 def _make_config(schedule: Schedule) -> ExperimentConfig:
-    return modelled_config(num_stages=len(schedule.peers_per_stage), steps=STEPS)
+    config = modelled_config(num_stages=len(schedule.peers_per_stage), steps=STEPS)
+    config.checkpoint.every_steps = SAVE_EVERY_STEPS
+    return config
 
 
 class _ChaosRun:
@@ -83,6 +93,7 @@ class _ChaosRun:
         self._names = itertools.count()
         self._trainers: dict[str, asyncio.Task] = {}
         self._crashes: list[str] = []
+        self._folder = MemoryFolder()
         self.swarm = SimulatedSwarm(
             config,
             data=ModelledTokens(config),
@@ -92,6 +103,7 @@ class _ChaosRun:
                 heartbeat_s=config.tuning.heartbeat_s,
                 latency_s=lambda sender, receiver: LATENCY_S,
             ),
+            make_checkpoints=self._folder.of_stage,
         )
         self._closes = Closes(self.swarm.servers)
         self._saboteur = Saboteur(self, schedule.faults)
@@ -204,6 +216,7 @@ class _ChaosRun:
                 raise Broken(f"{peer} has other parameters than plain training gives")
             if np.any(await compute.gradient_sum(1.0)):
                 raise Broken(f"{peer} has something in its gradient sum at the end")
+        check_checkpoints(self._folder, config.swarm.num_stages)
         self._closes.check(
             config.swarm.num_stages, config.steps, config.microbatches_per_step
         )

@@ -70,6 +70,8 @@ PHASES = {
     "between prepare and commit": Phase("answered prepare", "request_sent commit"),
     "mid-join as joiner": Phase("request_sent chunk", nth=1, begins="join"),
     "mid-join as donor": Phase("request_arrived chunk", nth=1, begins="join"),
+    "while saving": Phase("request_arrived save", "request_sent save", nth=1),
+    "between save and complete": Phase("answered save", "request_sent complete", nth=1),
     "while draining": Phase(
         "request_sent hand_over", "request_sent hand_over", True, nth=1, begins="drain"
     ),

@@ -17,6 +17,7 @@ from swarm_jax.core.ledger import audit
 from swarm_jax.core.reports import JOINING
 from swarm_jax.net.local import Event
 from swarm_jax.roles.stage_server import StageServer
+from swarm_jax.sim.checkpoints import MemoryFolder
 from swarm_jax.sim.modelled import (
     GRADIENT_BITS,
     WIDTH,
@@ -183,3 +184,17 @@ def check_records(
         wrong = {name: record.get(name) for name in right}
         if wrong != right:
             raise Broken(f"step {record['step']} is recorded as {wrong}, not {right}")
+
+
+def check_checkpoints(folder: MemoryFolder, num_stages: int) -> None:
+    """What is complete is the state of that step, in every stage."""
+    for step, digests in folder.complete.items():
+        if set(digests) != set(range(num_stages)):
+            raise Broken(f"the checkpoint of step {step} has stages {sorted(digests)}")
+        reference = train_sequentially(num_stages, step)
+        for stage, digest in digests.items():
+            saved_stage, position, arrays = folder.states[digest]
+            state = b"".join(array.tobytes() for array in arrays)
+            right = stage, step, reference.states[stage]
+            if (saved_stage, position.step, state) != right:
+                raise Broken(f"the checkpoint of step {step} is wrong in stage {stage}")

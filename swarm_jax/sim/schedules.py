@@ -13,6 +13,7 @@ CLOSES = {"collect": 10, "prepare": 5, "commit": 5}
 """What a peer is asked, and how often in a run, about."""
 REQUESTS = CLOSES | {"relay": 16}
 REPAIRS = {"resync": 1, "drop": 1, "restart": 1}
+SAVES = {"save": 2, "complete": 2}
 CHANGES = {"manifest": 3, "chunk": 3, "hand_over": 2}
 """What peers ask each other when one joins or leaves."""
 DEVICE = {
@@ -77,7 +78,7 @@ def _random_peer(rng: random.Random, peers: Sequence[int]) -> str:
 def _random_event(rng: random.Random, place: str, only_closes: bool) -> tuple[str, int]:
     """When and which time, of what happens at ``place``."""
     if place == TRAINER:
-        ops = CLOSES if only_closes else REQUESTS
+        ops = CLOSES if only_closes else REQUESTS | SAVES
         return _one_of(rng, ("request_sent", "answer_arrived"), ops)
     arrives = ("approaching", "request_arrived", "answered")
     if only_closes or rng.random() < 0.5:
@@ -86,7 +87,7 @@ def _random_event(rng: random.Random, place: str, only_closes: bool) -> tuple[st
         when = rng.choice(sorted(DEVICE))
         return when, rng.randint(1, DEVICE[when])
     everything = (*arrives, "request_sent", "answer_arrived")
-    return _one_of(rng, everything, CHANGES | REPAIRS | {"relay": 16})
+    return _one_of(rng, everything, CHANGES | REPAIRS | SAVES | {"relay": 16})
 
 
 def _one_of(

@@ -76,6 +76,7 @@ class Run:
     Args:
         skipped: The step that must be skipped, if one must.
         folder: Where all peers save; None for nowhere.
+        make_checkpoints: Gives the place where a new peer of a stage saves instead.
         save_every: Steps between two checkpoints.
 
     Attributes:
@@ -91,6 +92,7 @@ class Run:
         on_nonfinite="stop",
         skipped=None,
         folder=None,
+        make_checkpoints=None,
         save_every=0,
         **tuning,
     ):
@@ -110,7 +112,8 @@ class Run:
             make_compute=self._make_compute,
             peers_per_stage=peers,
             network=self.network,
-            make_checkpoints=folder.of_stage if folder else lambda stage: None,
+            make_checkpoints=make_checkpoints
+            or (folder.of_stage if folder else lambda stage: None),
         )
         self.wires = self.network.wires
         self.counts: Counter[tuple[str, str, str]] = Counter()

@@ -1,9 +1,14 @@
 """Checkpoints of the whole swarm: saved while it trains, and what it goes back to."""
 
 import asyncio
+from collections import Counter
+from unittest.mock import patch
 
+from swarm_jax.errors import CheckpointError
 from swarm_jax.roles.messages import SaveState
-from swarm_jax.sim.checkpoints import MemoryFolder
+from swarm_jax.sim.checkpoints import MemoryCheckpoints, MemoryFolder
+
+PEERS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_every_second_step_is_saved_by_one_peer_of_each_stage(play):
@@ -13,7 +18,7 @@ def test_every_second_step_is_saved_by_one_peer_of_each_stage(play):
     assert sorted(folder.complete) == [2, 4, 5]
     stages = [folder.states[d][0] for d in folder.complete[4].values()]
     assert stages == [0, 1]
-    assert outcome.count("answered", SaveState.op) == 3 * 4
+    assert outcome.count("answered", SaveState.op) == 3 * 2
 
 
 def test_a_swarm_that_was_lost_goes_on_from_its_newest_checkpoint(play):
@@ -43,16 +48,93 @@ def test_a_lost_stage_goes_back_with_all_others_to_the_newest_checkpoint(play):
     async def lose(run):
         trainer = run.swarm.make_trainer("trainer-a", restart_if_lost=lambda: True)
         run.trainers["trainer-a"] = asyncio.ensure_future(trainer.run())
-        await run.until(lambda: 4 in folder.complete)
+        await run.until(lambda: run.state("stage0-0").step == 6)
         run.kill("stage1-0")
         await asyncio.sleep(5.0)
         run.swarm.start_peer(1)
 
     outcome = play(
-        [2, 1], lose, trainers=0, steps=8, folder=folder, save_every=2, lost_stage_s=3.0
+        [2, 1], lose, trainers=0, steps=8, folder=folder, save_every=4, lost_stage_s=3.0
     )
     assert outcome.verdict == "right"
     assert set(outcome.states) == {"stage0-0", "stage0-1", "stage1-1"}
     steps = [record["step"] for record in outcome.run.swarm.steps]
-    again = steps.index(5, steps.index(5) + 1)
-    assert steps == [*range(1, again + 1), 5, 6, 7, 8]
+    assert steps == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8]
+
+
+def test_without_shared_storage_every_peer_saves_its_own_stage(play):
+    """All are killed; one peer of each stage comes back with what it had itself."""
+    folders = {f"{stage}-{n}": MemoryFolder(f"{stage}-{n}") for stage, n in PEERS}
+    numbers = Counter()
+
+    def own_folder(stage):
+        n = numbers[stage] % 2
+        numbers[stage] += 1
+        return folders[f"{stage}-{n}"].of_stage(stage)
+
+    async def lose(run):
+        await run.until(
+            lambda: all(4 in folder.complete for folder in folders.values())
+        )
+        for peer in list(run.swarm.alive):
+            run.kill(peer)
+        run.kill_trainer()
+        await asyncio.sleep(10.0)
+        for stage in (0, 1):
+            run.swarm.start_peer(stage)
+        run.start_trainer("trainer-c")
+
+    outcome = play([2, 2], lose, steps=8, make_checkpoints=own_folder, save_every=2)
+    assert outcome.verdict == "right"
+    assert set(outcome.states) == {"stage0-2", "stage1-2"}
+
+
+def test_what_cannot_be_written_is_tried_again_at_the_next_checkpoint(play, caplog):
+    folder = MemoryFolder()
+    save = MemoryCheckpoints.save
+
+    async def full(self, position, state):
+        if position.step < 4 and self._stage == 1:
+            raise CheckpointError("no space left on the device")
+        return await save(self, position, state)
+
+    with patch.object(MemoryCheckpoints, "save", full):
+        outcome = play([1, 1], steps=6, folder=folder, save_every=2)
+    assert outcome.verdict == "right"
+    assert sorted(folder.complete) == [4, 6]
+    assert caplog.text.count("no space left on the device") == 1
+    assert "step 2 is not saved: no peer of stage 1" in caplog.text
+
+
+def test_a_writer_that_dies_costs_one_step_of_the_checkpoint(play):
+    folder = MemoryFolder()
+
+    async def kill(run):
+        run.at(
+            "request_arrived", SaveState.op, "stage1-0", lambda: run.kill("stage1-0")
+        )
+
+    outcome = play([2, 2], kill, steps=6, folder=folder, save_every=2)
+    assert outcome.verdict == "right"
+    assert sorted(folder.complete) == [3, 4, 6]
+
+
+def test_a_damaged_checkpoint_is_passed_over(play, caplog):
+    folder = MemoryFolder()
+
+    async def lose(run):
+        await run.until(lambda: 4 in folder.complete)
+        for peer in list(run.swarm.alive):
+            run.kill(peer)
+        run.kill_trainer()
+        folder.damaged = {4}
+        await asyncio.sleep(10.0)
+        for stage in (0, 1):
+            run.swarm.start_peer(stage)
+        run.swarm.steps.clear()
+        run.start_trainer("trainer-c")
+
+    outcome = play([1, 1], lose, steps=8, folder=folder, save_every=2)
+    assert outcome.verdict == "right"
+    assert outcome.run.swarm.steps[0]["step"] == 3
+    assert "step 4 cannot be restored" in caplog.text
