@@ -25,6 +25,7 @@ def get_config() -> ExperimentConfig:
     config.swarm.num_stages = 3
     config.swarm.microbatch_size = 4
     config.validation.every_steps = 50
+    config.checkpoint.every_steps = 25
     # All peers are a millisecond away: who is silent for long is dead or frozen.
     config.tuning.heartbeat_s = 0.5
     config.tuning.lease_s = 2.5

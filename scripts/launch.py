@@ -3,7 +3,8 @@
     python -m scripts.launch --config configs/tiny.py --workdir runs/tiny
 
 All are separate processes that talk over the network, as they would between machines.
-Ctrl-C stops them all. To see what the swarm survives:
+Ctrl-C stops them all; the same command goes on from the last checkpoint. To see what
+the swarm survives:
 
     python -m scripts.launch --config configs/tiny.py --workdir runs/soak \\
         --peers-per-stage 3 --duration 300 --kill-every 5 --seed 1
@@ -16,9 +17,9 @@ from pathlib import Path
 from rich.console import Console
 
 from swarm_jax.errors import ConfigError
-from swarm_jax.launcher import flags, soak_options
+from swarm_jax.launcher import flags, soak_options, workdir
 from swarm_jax.launcher.processes import ProcessDied
-from swarm_jax.launcher.swarm import LocalSwarm, prepare_workdir
+from swarm_jax.launcher.swarm import LocalSwarm
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,13 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     churn = soak_options.churn_settings(args)
     soak_options.enough_steps(args, flags.experiment(args).steps)
     config = flags.experiment(args)
-    workdir = args.workdir or Path("runs") / config.run_id
-    prepare_workdir(workdir, args.overwrite)
+    folder = args.workdir or Path("runs") / config.run_id
     swarm = LocalSwarm(
         experiment=flags.experiment_arguments(args),
         num_stages=config.swarm.num_stages,
         steps=config.steps,
-        workdir=workdir,
+        workdir=folder,
         cache_dir=args.cache_dir,
         peers_per_stage=args.peers_per_stage,
         device=args.device,
@@ -67,7 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         churn=churn,
     )
     try:
-        swarm.run(Console(highlight=False))
+        with workdir.locked(folder):
+            step = workdir.prepare(folder, config, overwrite=args.overwrite)
+            if step:
+                print(f"{folder} goes on from its checkpoint of step {step}")
+            swarm.run(Console(highlight=False))
     except ProcessDied as error:
         print(error, file=sys.stderr)
         return 1

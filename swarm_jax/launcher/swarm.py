@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.console import Console
 
-from swarm_jax.errors import ConfigError
 from swarm_jax.launcher.churn import ChurnSettings
 from swarm_jax.launcher.control import control_losses
 from swarm_jax.launcher.environment import peer_environments, process_environment
@@ -30,19 +29,12 @@ from swarm_jax.launcher.progress import Display, RunView
 from swarm_jax.launcher.roster import Roster
 from swarm_jax.launcher.soak import Soak
 from swarm_jax.launcher.summary import finish_summary, summary_table
-from swarm_jax.metrics import make_workdir, write_json
+from swarm_jax.launcher.workdir import BOOTSTRAP_FILE
+from swarm_jax.metrics import write_json
 
 LOOPBACK = ("--host_maddrs", "/ip4/127.0.0.1/tcp/0")
-BOOTSTRAP_FILE = "bootstrap.json"
 BOOTSTRAP_TIMEOUT_S = 120.0
 REFRESH_S = 0.2
-
-RUN_FILES = (
-    *("metrics/*.jsonl", "tensorboard/*", "logs/*.log", "compare.png"),
-    *("summary.json", "config.json", BOOTSTRAP_FILE),
-    *("control/metrics/*.jsonl", "control/summary.json", "control/config.json"),
-)
-"""What a run writes into its folder, and all that ``--overwrite`` removes from it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,32 +222,6 @@ class LocalSwarm:
                 time.sleep(REFRESH_S)
         if trainer.exit_code != 0:
             raise ProcessDied(trainer.obituary())
-
-
-def prepare_workdir(workdir: Path, overwrite: bool) -> None:
-    """Makes the run folder; an earlier run in it is removed only when told to.
-
-    What a start that came to nothing left behind is no run: it has no metrics.
-
-    Raises:
-        ConfigError: An earlier run is there, or the folder cannot be written to.
-    """
-    make_workdir(workdir)
-    metrics = workdir / "metrics"
-    steps = metrics / "trainer.jsonl"
-    is_run = (workdir / "summary.json").exists() or (
-        steps.exists() and steps.stat().st_size > 0
-    )
-    if is_run and not overwrite:
-        raise ConfigError(
-            f"{workdir} holds an earlier run, and nothing was touched. Choose another "
-            "folder with --workdir, or replace that run with --overwrite"
-        )
-    stale = [workdir / BOOTSTRAP_FILE, metrics / "swarm.jsonl"]
-    if is_run:
-        stale = [path for pattern in RUN_FILES for path in workdir.glob(pattern)]
-    for path in stale:
-        path.unlink(missing_ok=True)
 
 
 def _server_ended(server: Child) -> str:
