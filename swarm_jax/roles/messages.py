@@ -168,6 +168,20 @@ class RestartRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoveTo:
+    """Leave your stage, and serve ``stage``.
+
+    Attributes:
+        reason: For people.
+    """
+
+    op: ClassVar[str] = "move"
+    round: Round
+    stage: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SaveState:
     """Save your state as it is before ``step``; answer when it is written."""
 
@@ -248,6 +262,7 @@ Request = (
     | Commit
     | ResyncState
     | RestartRun
+    | MoveTo
     | SaveState
     | CompleteSave
     | Watch

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from swarm_jax.core.reports import JOINING
+from swarm_jax.core.reports import DRAINING, ONLINE
 from swarm_jax.core.stage_state import Position, StageState
 from swarm_jax.net.protocols import ArraySpec, Message
 from swarm_jax.roles.changes import Changes
@@ -117,7 +117,8 @@ class Snapshots:
 
     async def manifest(self, request: FetchManifest) -> Message:
         async with self._turn:
-            if request.stage != self._state.stage or self._state.state == JOINING:
+            has_state = self._state.state in (ONLINE, DRAINING)
+            if request.stage != self._state.stage or not has_state:
                 return refusal(Status.NOT_ONLINE)
             for manifest, _ in self._kept.values():
                 if manifest.position == self._state.position:

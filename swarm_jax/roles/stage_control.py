@@ -208,6 +208,8 @@ class StageControl:
     async def _restart(self, request: RestartRun) -> Message:
         if not self._state.promise_to(request.round):
             return self._old_round()
+        if self._state.state == OFFLINE:
+            return refusal(Status.NOT_ONLINE)
         if request.generation > self._state.generation:
             self._joining.cancel()
             if request.step == 0:
@@ -255,7 +257,7 @@ class StageControl:
         state = self._state
         if not state.promise_to(request.round):
             return self._old_round()
-        if state.state == JOINING:
+        if state.state in (JOINING, OFFLINE):
             return refusal(Status.NOT_ONLINE)
         if (request.generation, request.step) != (state.generation, state.step):
             return refusal(Status.WRONG_STEP, step=state.step)

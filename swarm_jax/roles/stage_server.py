@@ -6,9 +6,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from swarm_jax.config import ExperimentConfig
-from swarm_jax.core.reports import JOINING, OFFLINE, ONLINE
-from swarm_jax.core.stage_state import StageState
+from swarm_jax.core.reports import OFFLINE, ONLINE
+from swarm_jax.core.stage_state import Position, StageState
 from swarm_jax.errors import BadMessage
 from swarm_jax.metrics import MetricsWriter
 from swarm_jax.net.protocols import (
@@ -18,6 +20,7 @@ from swarm_jax.net.protocols import (
     Message,
     PeerCalls,
 )
+from swarm_jax.roles.arrival import Arrival
 from swarm_jax.roles.changes import Changes
 from swarm_jax.roles.checkpoints import Checkpoints, NoCheckpoints
 from swarm_jax.roles.compute import Compute
@@ -33,6 +36,7 @@ from swarm_jax.roles.messages import (
     FetchManifest,
     HandOver,
     MalformedHeader,
+    MoveTo,
     Prepare,
     Relay,
     RestartRun,
@@ -100,9 +104,9 @@ class StageServer:
         self._news = asyncio.Event()
         self._finished = False
         self._heard_s = 0.0
-        self._has_counted = False
-        self._joined_s: float | None = None
-        self._join_record: dict[str, float] = {}
+        self.arrival = Arrival()
+        self.has_committed = False
+        self.told_to_move = _unset()
         self.state = StageState(stage)
         # Its stage peers, and those that it sends to.
         nearby = range(stage, min(stage + 2, config.swarm.num_stages))
@@ -194,6 +198,38 @@ class StageServer:
             "snapshots": len(self._snapshots),
         }
 
+    def _move_to(self, request: MoveTo) -> Message:
+        if request.round < self.state.promise:
+            return refusal(Status.OLD_ROUND, promise=list(self.state.promise))
+        if self.state.state != ONLINE or request.stage == self.state.stage:
+            return refusal(Status.NOT_ONLINE)
+        logger.info("told to move to stage %d: %s", request.stage, request.reason)
+        self.move(request.stage)
+        return Message({"status": Status.OK})
+
+    def move(self, stage: int) -> None:
+        """Asks whoever runs this server to leave for another stage."""
+        if not self.told_to_move.done():
+            self.told_to_move.set_result(stage)
+
+    def stay(self) -> None:
+        """Takes part again after a drain that came to nothing."""
+        self.told_to_move = _unset()
+        self._control.enter(ONLINE)
+
+    async def snapshot(self) -> tuple[int, Position, list[np.ndarray]]:
+        """Stage, position and state, for a peer that may have to come back."""
+        return self.state.stage, self.state.position, await self._compute.state()
+
+    async def take(self, position: Position, arrays: Sequence[np.ndarray]) -> None:
+        """Begins with a state that was kept."""
+        await self._compute.load_state(arrays)
+        self.state.adopt(position)
+
+    def close(self) -> None:
+        """Stops the device."""
+        self._compute.close()
+
     async def drain(self, timeout_s: float) -> bool:
         """Leaves without a loss; False if nobody took over in time."""
         return await self._leaving.drain(timeout_s)
@@ -218,6 +254,8 @@ class StageServer:
                 return self._admit_relay(sender, request, specs)
             case HandOver():
                 self._check_hand_over(sender, request, specs)
+            case MoveTo(stage=stage) if stage >= self._config.swarm.num_stages:
+                raise BadMessage(sender, f"moves this peer to stage {stage}")
             case Prepare(loss_tokens=0):
                 raise BadMessage(sender, "prepares a step without loss tokens")
             case _ if specs:
@@ -276,6 +314,8 @@ class StageServer:
                 return await self._control.resync(request)
             case RestartRun():
                 return await self._control.restart(request)
+            case MoveTo():
+                return self._move_to(request)
             case SaveState():
                 return await self._saving.save(request)
             case CompleteSave():
@@ -336,14 +376,11 @@ class StageServer:
         )
 
     def _counted(self, step: int, counted: int) -> None:
-        self._has_counted = True
-        if self._joined_s is not None:
-            took_s = asyncio.get_running_loop().time() - self._joined_s
-            self._join_record = {"join_to_first_microbatch_s": took_s}
-            self._joined_s = None
+        self.arrival.counted()
         self._on_count(step, counted)
 
     def _committed(self, counted: int) -> None:
+        self.has_committed = True
         self._metrics.write(
             step=self.state.step,
             stage=self.state.stage,
@@ -351,9 +388,8 @@ class StageServer:
             microbatches_counted=counted,
             tokens_per_s=self._relaying.throughput.tokens_per_s or 0.0,
             lineage=self.state.lineage,
-            **self._join_record,
+            **self.arrival.take_record(),
         )
-        self._join_record = {}
         # Not for each step: to publish a record costs questions to many peers. But who
         # starts after the first one has to know that there is a state to fetch.
         if self.state.step == 1:
@@ -362,11 +398,14 @@ class StageServer:
 
     def _state_changed(self) -> None:
         self._news.set()
-        if self.state.state == JOINING and not self._has_counted:
-            self._joined_s = self._joined_s or asyncio.get_running_loop().time()
+        self.arrival.entered(self.state.state)
         self._finish_if_last()
 
     def _finish_if_last(self) -> None:
         if self.state.step == self._config.steps and not self._finished:
             self._finished = True
             self._on_finished()
+
+
+def _unset() -> asyncio.Future[int]:
+    return asyncio.get_running_loop().create_future()

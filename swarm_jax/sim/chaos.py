@@ -105,6 +105,7 @@ class _ChaosRun:
             ),
             make_checkpoints=self._folder.of_stage,
         )
+        self.swarm.on_server = self._watch
         self._closes = Closes(self.swarm.servers)
         self._saboteur = Saboteur(self, schedule.faults)
         self.swarm.network.wires.listeners += [self._closes.hear, self._saboteur.hear]
@@ -232,15 +233,14 @@ class _ChaosRun:
         self.swarm.network.wires.listeners.clear()
 
     def start_peer(self, stage: int) -> None:
-        peer = self.swarm.start_peer(stage)
-        self._watch(peer)
+        self.swarm.start_peer(stage)
+
+    def _watch(self, peer: str) -> None:
+        """Tells the saboteur of what happens, and notes handlers that crash."""
         wires = self.swarm.network.wires
         self.swarm.computes[peer].on_operation = lambda kind, name: wires.report(
             Event(kind, name, peer)
         )
-
-    def _watch(self, peer: str) -> None:
-        """Tells the saboteur of requests, and notes handlers that crash."""
         server = self.swarm.servers[peer]
         handle = server.handle
 

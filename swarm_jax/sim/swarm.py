@@ -5,6 +5,7 @@ bans cost nothing and every run is the same.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from swarm_jax.roles.checkpoints import Checkpoints
 from swarm_jax.roles.compute import Compute
 from swarm_jax.roles.feeding import Data
 from swarm_jax.roles.journal import Totals
+from swarm_jax.roles.migration import MovingPeer
 from swarm_jax.roles.stage_server import StageServer
 from swarm_jax.roles.trainer import Trainer
 
@@ -34,7 +36,9 @@ class SimulatedSwarm:
         make_checkpoints: Gives the place where a new peer of a stage saves.
 
     Attributes:
-        servers: Every server ever started, by peer id ("stage0-0", ...).
+        servers: The server of every peer ever started, by peer id ("stage0-0", ...);
+            who moves keeps the name of its first stage.
+        on_server: Called with the peer id when a peer has a new server.
         steps: Records of the trainer, one per step.
     """
 
@@ -59,6 +63,8 @@ class SimulatedSwarm:
         self._make_compute = make_compute
         self._make_checkpoints = make_checkpoints
         self._peers_per_stage = peers_per_stage
+        self.on_server: Callable[[str], None] = lambda peer: None
+        self._started: Counter[int] = Counter()
         self._tasks: dict[str, asyncio.Task] = {}
 
     async def run(self) -> Totals:
@@ -74,24 +80,44 @@ class SimulatedSwarm:
 
     def start_peer(self, stage: int) -> str:
         """Starts one more peer of a stage; returns its id."""
-        number = sum(s.state.stage == stage for s in self.servers.values())
-        peer = f"stage{stage}-{number}"
-        compute = self.computes[peer] = self._make_compute(stage)
-        self.peer_steps[peer] = Records()
-        server = self.servers[peer] = StageServer(
-            self.config,
-            name=peer,
-            stage=stage,
-            calls=self.network.calls(peer),
-            directory=self.network.directory(peer),
-            allreduce=self.network.allreduce(peer),
-            compute=compute,
-            metrics=self.peer_steps[peer],
-            checkpoints=self._make_checkpoints(stage),
+        number = self._started[stage]
+        self._started[stage] += 1
+        name = f"stage{stage}-{number}"
+        self.peer_steps[name] = Records()
+        directory, allreduce = (
+            self.network.directory(name),
+            self.network.allreduce(name),
         )
-        task = self._tasks[peer] = asyncio.ensure_future(server.run())
-        task.add_done_callback(lambda _: self.network.kill(peer))
-        return peer
+
+        async def make_another(stage: int) -> StageServer:
+            return make_server(stage)
+
+        peer = MovingPeer(
+            self.config,
+            calls=self.network.calls(name),
+            directory=directory,
+            make_server=make_another,
+        )
+
+        def make_server(stage: int) -> StageServer:
+            compute = self.computes[name] = self._make_compute(stage)
+            server = self.servers[name] = StageServer(
+                self.config,
+                name=name,
+                stage=stage,
+                calls=peer.door,
+                directory=directory,
+                allreduce=allreduce,
+                compute=compute,
+                metrics=self.peer_steps[name],
+                checkpoints=self._make_checkpoints(stage),
+            )
+            self.on_server(name)
+            return server
+
+        task = self._tasks[name] = asyncio.ensure_future(peer.run(make_server(stage)))
+        task.add_done_callback(lambda _: self.network.kill(name))
+        return name
 
     @property
     def alive(self) -> dict[str, StageServer]:

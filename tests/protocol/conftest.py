@@ -303,7 +303,7 @@ def _verdict(run: Run, states: dict[str, bytes]) -> str:
             record["microbatches_counted_once"] != run.config.microbatches_per_step
         ):
             return "inexact ledgers"
-    stages = {peer: int(peer.removeprefix("stage").split("-")[0]) for peer in states}
+    stages = {peer: run.swarm.servers[peer].state.stage for peer in states}
     if set(stages.values()) != set(range(len(expected))):
         return "a stage is not at the last step"
     if any(states[peer] != expected[stage] for peer, stage in stages.items()):
