@@ -115,6 +115,7 @@ class MovingPeer:
                 drain_s=left_s - began_s,
                 prepare_s=loop.time() - left_s,
             )
+            server.known_step = self._kept.position.step
             if back is not None and back.stage == stage:
                 await server.take(back.position, back.arrays)
 

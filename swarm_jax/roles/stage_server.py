@@ -72,6 +72,11 @@ class StageServer:
         authorised: The allow-list: peers it refuses are dropped.
         on_count: Called with the step and how many of its microbatches are counted.
         on_finished: Called once when the last step is committed.
+
+    Attributes:
+        told_to_move: Set to the stage that this peer is to serve instead.
+        has_committed: Whether it has taken part in a step.
+        known_step: Others are at this step at least, as whoever runs it knows.
     """
 
     def __init__(
@@ -107,6 +112,7 @@ class StageServer:
         self.arrival = Arrival()
         self.has_committed = False
         self.told_to_move = _unset()
+        self.known_step = 0
         self.state = StageState(stage)
         # Its stage peers, and those that it sends to.
         nearby = range(stage, min(stage + 2, config.swarm.num_stages))
@@ -173,7 +179,7 @@ class StageServer:
     async def run(self) -> None:
         """Serves until cancelled, or the device fails."""
         await self.view.join()
-        others_step = self.view.newest_step(self.state.stage)
+        others_step = max(self.known_step, self.view.newest_step(self.state.stage))
         await self._saving.resume(others_step)
         await self._calls.serve(self)
         if others_step > self.state.step:

@@ -7,7 +7,7 @@ shorter. What a fault does is in ``sim.sabotage``.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-ONCE = ("crash", "crash_alone", "drain", "join")
+ONCE = ("crash", "crash_alone", "drain", "join", "move")
 LASTING = ("refuse", "hang", "slow", "partition", "silence", "lag", "no_directory")
 """Kinds that go on for ``for_s``."""
 MESSAGES = ("corrupt", "duplicate", "reorder", "lose_answer")
@@ -25,7 +25,8 @@ class Fault:
     Attributes:
         kind: One of ``KINDS``.
         peer: Whom it strikes: "stage1-0" (the peers of a stage are counted as they
-            start), or ``TRAINER``. A join names the stage by any of its peers.
+            start), or ``TRAINER``. A join names the stage by any of its peers; a move
+            goes to the stage after the peer's own.
         when: Kind and op of the event that it strikes at, as "answered prepare"; empty
             for none. "approaching relay" is a request that has been sent to a peer.
         where: The peer of that event, if it is another one than ``peer``.

@@ -39,7 +39,8 @@ class Phase:
             empty if a trainer is never in this phase.
         nth: Which of these events.
         at_s: So long after it.
-        begins: "join" or "drain": what must go on.
+        after: Events count only after this one.
+        begins: "join", "drain" or "move": what must go on.
     """
 
     event: str
@@ -47,6 +48,7 @@ class Phase:
     at_stage_0: bool = False
     nth: int = 2
     at_s: float = 0.0
+    after: str = ""
     begins: str = ""
 
 
@@ -75,6 +77,16 @@ PHASES = {
     "while draining": Phase(
         "request_sent hand_over", "request_sent hand_over", True, nth=1, begins="drain"
     ),
+    "while moving, in the old stage": Phase(
+        "request_sent hand_over", nth=1, begins="move"
+    ),
+    "while moving, before the state": Phase(
+        "request_sent manifest", nth=1, begins="move"
+    ),
+    "while moving, mid-state": Phase("answer_arrived chunk", nth=1, begins="move"),
+    "while moving, before it computes": Phase(
+        "request_arrived relay", after="answer_arrived chunk", nth=1, begins="move"
+    ),
 }
 
 ROLES = {"first": 0, "middle": 1, "last": 2, "trainer": -1, "donor": 1}
@@ -100,6 +112,16 @@ EXCLUDED: tuple[Rule, ...] = (
     (
         lambda fault, phase, role: role == "middle" and phase == "mid-join as donor",
         "the donor is of the middle stage: it is the same cell",
+    ),
+    (
+        lambda fault, phase, role: role == "donor" and PHASES[phase].begins == "move",
+        "who moves gives its state to nobody",
+    ),
+    (
+        lambda fault, phase, role: (
+            fault == "crash of the only one" and PHASES[phase].begins == "move"
+        ),
+        "the only peer of a stage does not move",
     ),
     (
         lambda fault, phase, role: (
@@ -160,7 +182,7 @@ def schedule_of(cell: Cell) -> Schedule:
         peer=peer,
         when=phase.trainer_event if is_trainer else phase.event,
         where=where,
-        after="request_arrived manifest" if gives else "",
+        after="request_arrived manifest" if gives else phase.after,
         nth=1 if gives else phase.nth,
         at_s=phase.at_s,
     )
@@ -180,6 +202,8 @@ def _begin(phase: Phase, peer: str, gives: bool, counts: list[int]) -> Iterator[
             yield Fault(
                 kind="slow", peer=joiner, when="request_sent manifest", for_s=2.0
             )
+    if phase.begins == "move":
+        yield Fault(kind="move", peer=peer, when="answered relay", nth=6)
     if phase.begins == "drain":
         after = "request_arrived manifest" if gives else ""
         nth = 1 if gives else 6

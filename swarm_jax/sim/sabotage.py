@@ -144,6 +144,10 @@ class Saboteur:
                 self._later(fault.for_s, lambda: self._world.start_peer(fault.stage))
             case "drain" if victim not in self._leaving and self._has_mate(victim):
                 self._do(self._drain(victim))
+            case "move" if victim not in self._leaving and self._has_mate(victim):
+                server = self._swarm.servers[victim]
+                num_stages = self._swarm.config.swarm.num_stages
+                server.move((server.state.stage + 1) % num_stages)
             case _:
                 return False
         return True

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from swarm_jax.sim.faults import LASTING, MESSAGES, TRAINER, Fault, Schedule
 
-KINDS = ("crash", "crash", "drain", "join", "join", *LASTING, *MESSAGES)
-SERVER_ONLY = ("drain", "join", "refuse", "lose_answer")
+KINDS = ("crash", "crash", "drain", "join", "join", "move", *LASTING, *MESSAGES)
+SERVER_ONLY = ("drain", "join", "move", "refuse", "lose_answer")
 DURATIONS_S = (0.05, 0.5, 2.0, 4.0, 15.0)
 
 CLOSES = {"collect": 10, "prepare": 5, "commit": 5}
