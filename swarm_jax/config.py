@@ -180,7 +180,7 @@ class RebalancingConfig:
     period_s: float = 10.0
     gain_threshold: float = 0.005
     measurement_error: float = 0.05
-    same_speed: float = 1.25
+    same_speed: float = 1.4
     moving_share: float = 0.25
     migration_s: float = 60.0
     horizon_s: float = 600.0

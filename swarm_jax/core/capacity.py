@@ -5,6 +5,7 @@ peer to another stage. A stage's throughput is the sum of its peers' speeds over
 work; the swarm's is that of its slowest stage.
 """
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -67,10 +68,13 @@ def mean_of(speeds: Iterable[float]) -> float:
     return statistics.fmean(known) if known else 1.0
 
 
-def totals_of(speeds: Sequence[Mapping[str, float]], work: Sequence[float]):
-    """Throughput of each stage in tokens per second."""
+def totals_of(
+    speeds: Sequence[Mapping[str, float]], work: Sequence[float]
+) -> list[float]:
+    """Throughput of each stage in tokens per second, exact in any order of peers."""
     return [
-        sum(peers.values()) / cost for peers, cost in zip(speeds, work, strict=True)
+        math.fsum(peers.values()) / cost
+        for peers, cost in zip(speeds, work, strict=True)
     ]
 
 

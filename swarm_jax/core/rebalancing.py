@@ -55,14 +55,14 @@ class Move:
     reason: str = ""
 
 
-def move_by_queue(stages: Stages, work: Sequence[float] | None = None) -> Move | None:
+def move_by_queue(stages: Stages) -> Move | None:
     """The paper's move, or None where all stages are equally loaded.
 
     Load is the time that a stage needs for the microbatches that its peers hold. Of
     equally loaded stages the first counts, of equally busy peers the first by id. The
     last ONLINE peer of a stage stays, which the paper does not say.
     """
-    work = work or [1.0] * len(stages)
+    work = [1.0] * len(stages)
     totals = totals_of(speeds_of(stages, work, same_speed=1.0), work)
     held = [sum(record.queue for record in peers.values()) for peers in stages]
     loads = [
@@ -141,6 +141,8 @@ class _Draft:
             {p: s for p, s in peers.items() if records[p].state == ONLINE}
             for peers, records in zip(speeds, stages, strict=True)
         ]
+        self._giving: set[int] = set()
+        self._taking: set[int] = set()
         self.totals = totals_of(speeds, self._work)
         self.serving = totals_of(self._online, self._work)
 
@@ -207,11 +209,17 @@ class _Draft:
         """The richest stage's peer after whose move the poorer of the two is richest.
 
         The next richest stage's if that would still not be above ``above``. Of peers
-        that are as good the least busy moves.
+        that are as good the least busy moves. No stage both gives and takes: of an
+        exchange one half may make the swarm slower, and not all moves begin in one
+        turn.
         """
+        if target in self._giving:
+            return None
         keep = SAFE_PEERS if self._present[target] else 1
         for source in sorted(range(len(self.totals)), key=lambda s: -self.totals[s]):
-            if source == target or len(self._online[source]) <= keep:
+            if source == target or source in self._taking:
+                continue
+            if len(self._online[source]) <= keep:
                 continue
             records = self._stages[source]
             outcome = {
@@ -232,6 +240,8 @@ class _Draft:
         self.totals[move.source] -= given
         self.serving[move.source] -= given
         self.totals[move.target] += speed / self._work[move.target]
+        self._giving.add(move.source)
+        self._taking.add(move.target)
         self._present[move.source] -= 1
         self._present[move.target] += 1
 
@@ -247,7 +257,7 @@ class _Draft:
         Errors of its peers are independent, and partly cancel.
         """
         stage = poorest(self.totals)
-        squares = sum(speed**2 for speed in self._online[stage].values())
+        squares = math.fsum(s**2 for s in self._online[stage].values())
         return self._rules.measurement_error * math.sqrt(squares) / self._work[stage]
 
 
