@@ -21,6 +21,7 @@ OPTIMIZERS = ("adamw",)
 WIRES = ("float32", "bfloat16", "float64")
 ON_NONFINITE = ("stop", "skip_step")
 TOKENIZERS = ("bytes", "bpe")
+REBALANCING = ("gain", "queue", "off")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -182,6 +183,47 @@ class SwarmConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class RebalancingConfig:
+    """When peers change their stage (``core/rebalancing.py``).
+
+    Attributes:
+        strategy: "gain" (moves that make the slowest stage faster), "queue" (the
+            paper's) or "off".
+        period_s: How often it is decided who moves. For "queue" not below the time
+            that a migration takes, or it moves several where one was missing.
+        gain_threshold: Least rise of the swarm's throughput, as a share of it, for
+            which peers are moved.
+        measurement_error: Relative error of one peer's measured throughput; a rise
+            must be larger than what such errors make of the slowest stage's total.
+        same_speed: Peers whose speeds differ by no more than this factor from their
+            median count as equally fast.
+        moving_share: Largest share of all peers that is sent away in one period.
+        migration_s: What a migration is expected to take: drain, download, compile.
+        horizon_s: How long an allocation is expected to be of use, until peers come
+            and go again. Moves that would not pay within it are not made.
+    """
+
+    strategy: str = "gain"
+    period_s: float = 10.0
+    gain_threshold: float = 0.005
+    measurement_error: float = 0.05
+    same_speed: float = 1.4
+    moving_share: float = 0.25
+    migration_s: float = 60.0
+    horizon_s: float = 600.0
+
+    def __post_init__(self):
+        _one_of("tuning.rebalancing.strategy", self.strategy, REBALANCING)
+        _positive("tuning.rebalancing.period_s", self.period_s)
+        _at_least("tuning.rebalancing.gain_threshold", self.gain_threshold, 0)
+        _at_least("tuning.rebalancing.measurement_error", self.measurement_error, 0)
+        _at_least("tuning.rebalancing.same_speed", self.same_speed, 1)
+        _positive("tuning.rebalancing.moving_share", self.moving_share)
+        _at_least("tuning.rebalancing.migration_s", self.migration_s, 0)
+        _positive("tuning.rebalancing.horizon_s", self.horizon_s)
+
+
+@dataclass(kw_only=True, slots=True)
 class TuningConfig:
     """Timeouts, windows and periods. In no fingerprint: peers may differ in them.
 
@@ -204,6 +246,7 @@ class TuningConfig:
         drain_timeout_s: How long a peer that was told to leave tries to hand over.
         lost_stage_s: How long a stage's state must be missing before a run that may be
             started again is.
+        rebalancing: When peers change their stage.
     """
 
     microbatches_in_flight: int = 12
@@ -222,14 +265,12 @@ class TuningConfig:
     join_buffer_bytes: int = 4 << 30
     drain_timeout_s: float = 25.0
     lost_stage_s: float = 30.0
+    rebalancing: RebalancingConfig = field(default_factory=RebalancingConfig)
 
     def __post_init__(self):
         for entry in dataclasses.fields(self):
-            if getattr(self, entry.name) <= 0:
-                raise ConfigError(
-                    f"tuning.{entry.name}={getattr(self, entry.name)}: use a positive "
-                    "number"
-                )
+            if entry.name != "rebalancing":
+                _positive(f"tuning.{entry.name}", getattr(self, entry.name))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -430,6 +471,11 @@ def _fingerprint(value: Any) -> str:
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name}={value!r}: use one of {tuple(allowed)}")
+
+
+def _positive(name: str, value: float) -> None:
+    if value <= 0:
+        raise ConfigError(f"{name}={value}: use a positive number")
 
 
 def _at_least(name: str, value: float, minimum: float) -> None:

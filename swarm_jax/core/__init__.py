@@ -9,6 +9,9 @@
     bans.py         who is not listened to for a while
     throughput.py   moving average of measured tokens per second
     partition.py    which layers make up which stage
+    capacity.py     what the peers of each stage can do together
+    placement.py    which stage a new peer serves
+    rebalancing.py  which peers change their stage
 
 The live swarm and the simulator run the same objects.
 """
