@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from swarm_jax.core.ledger import missing_stages
+from swarm_jax.core.newest import Newest
 from swarm_jax.core.reports import DRAINING, JOINING, ONLINE, CommitRecord, Report
 
 NO_LIVE_PEER = "no live peer"
@@ -109,6 +110,7 @@ def next_action(
     num_stages: int,
     steps: int,
     microbatches: int,
+    newest_seen: Newest,
     left_out: frozenset[str] = frozenset(),
 ) -> Action:
     """Decides the leader's next action from what its peers just reported.
@@ -117,6 +119,7 @@ def next_action(
         reports: Answers of this round; peers that did not answer are absent.
         steps: Steps of the run.
         microbatches: Microbatches per step.
+        newest_seen: How far the run has been; from less it does not go on by itself.
         left_out: Peers that this step is closed without, if their stages have others.
     """
     reports = list(reports)
@@ -124,6 +127,8 @@ def next_action(
     stages = _serving(reports, num_stages)
     if empty := tuple(stage for stage, peers in stages.items() if not peers):
         return Wait(empty, NO_LIVE_PEER)
+    if going_back := _behind_newest(stages, newest_seen):
+        return going_back
     if behind := _behind_restart(stages, generation):
         return behind
     newest = {stage: max(p.step for p in peers) for stage, peers in stages.items()}
@@ -153,6 +158,37 @@ def _joiners(reports: Iterable[Report]) -> dict[int, list[Report]]:
         if report.state == JOINING:
             joiners.setdefault(report.stage, []).append(report)
     return joiners
+
+
+def _behind_newest(
+    stages: Mapping[int, list[Report]], newest_seen: Newest
+) -> CommitRest | Restart | Wait | None:
+    """What to do when all who have the newest state are gone.
+
+    Who holds the gradient of the last commit follows. The state that a run is started
+    again with is everybody's. Any other state is lost unless somebody brings it back.
+    """
+    peers = [peer for group in stages.values() for peer in group]
+    newest = max((peer.generation, peer.step) for peer in peers)
+    if newest >= newest_seen.position:
+        return None
+    generation, step = newest_seen.position
+    if step == 0:
+        return Restart(generation, tuple(sorted(peer.peer for peer in peers)))
+    if record := newest_seen.last_commit:
+        current = [peer for peer in peers if peer.generation == generation]
+        if ready := sorted(p.peer for p in current if _can_follow(p, record)):
+            return CommitRest(record, tuple(ready), generation)
+    reason = f"no peer with the state of step {step} (the newest is at step {newest[1]}"
+    reason += ")" if newest[0] == generation else ", of before the run started again)"
+    return Wait(tuple(stages), reason, is_lost=True)
+
+
+def _can_follow(peer: Report, record: CommitRecord) -> bool:
+    """Whether it can commit this step: a skipped one needs no gradient."""
+    return peer.step == record.step and (
+        record.gradient_norm is None or peer.prepared_step == record.step
+    )
 
 
 def _behind_restart(
@@ -247,8 +283,7 @@ def _finish_commit(
         peer.peer
         for peers in behind.values()
         for peer in peers
-        if peer.step == low
-        and (record.gradient_norm is None or peer.prepared_step == low)
+        if _can_follow(peer, record)
     ]
     if ready:
         return CommitRest(record, tuple(ready), step.generation)

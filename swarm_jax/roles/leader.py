@@ -19,6 +19,7 @@ from swarm_jax.core.closing import (
     next_action,
 )
 from swarm_jax.core.ledger import audit
+from swarm_jax.core.newest import Newest
 from swarm_jax.core.reports import JOINING, CommitRecord, Report
 from swarm_jax.errors import Diverged
 from swarm_jax.roles.feeding import Data, Feeder
@@ -47,6 +48,7 @@ class Leader:
     """One term of one trainer (design, section 5).
 
     Args:
+        newest: What is known of how far the run has been; more is noted in it.
         server_command: The command that starts a peer of a stage, for people.
         restart_if_lost: Whether the run may start again from step 0 when a stage's
             state is gone.
@@ -61,6 +63,7 @@ class Leader:
         data: Data,
         feeder: Feeder,
         journal: Journal,
+        newest: Newest,
         server_command: Callable[[int], str],
         restart_if_lost: Callable[[], bool],
     ):
@@ -70,6 +73,7 @@ class Leader:
         self._data = data
         self._feeder = feeder
         self._journal = journal
+        self._newest = newest
         self._server_command = server_command
         self._restart_if_lost = restart_if_lost
         self._lost_since_s: float | None = None
@@ -89,6 +93,7 @@ class Leader:
                 num_stages=self._config.swarm.num_stages,
                 steps=self._config.steps,
                 microbatches=self._config.microbatches_per_step,
+                newest_seen=self._newest,
                 left_out=self._preparing.left_out,
             )
             if not (isinstance(action, Wait) and action.is_lost):
@@ -110,7 +115,7 @@ class Leader:
                 case Restart(generation, peers):
                     await self._restart(generation, peers)
                 case Wait() if self._may_restart(action):
-                    generation = 1 + max(report.generation for report in reports)
+                    generation = 1 + self._newest.position[0]
                     logger.warning("%s: the run starts again", action.reason)
                     await self._restart(generation, self._view.everyone())
                 case Wait():
@@ -130,15 +135,26 @@ class Leader:
             except MalformedHeader as error:
                 logger.warning("report of %s: %s", peer[-6:], error)
         self._journal.collected(reports)
+        self._note_newest(reports)
         return reports
+
+    def _note_newest(self, reports: Collection[Report]) -> None:
+        for report in reports:
+            self._newest.saw(report.generation, report.step)
+            if report.last_commit:
+                self._newest.knows(report.generation, report.last_commit)
+        for record in self._view.live_records():
+            if record.step < self._config.steps:  # else the run's name is used again
+                self._newest.saw(record.generation, record.step)
 
     def _check(self, report: Report) -> None:
         """Raises ``MalformedHeader`` for a report that cannot be true."""
         is_last = report.stage == self._config.swarm.num_stages - 1
         losses = report.losses.keys() if report.losses is not None else None
         unknown = report.counted - set(range(self._config.microbatches_per_step))
-        if unknown or (is_last and losses != report.counted):
-            raise MalformedHeader("its ledger does not fit the step")
+        too_far = report.step > self._config.steps
+        if too_far or unknown or (is_last and losses != report.counted):
+            raise MalformedHeader("its step or ledger does not fit the run")
 
     async def _feed(self, action: Feed, reports: Collection[Report]) -> None:
         """Sends nothing to who is silent: what it counts could not be closed with."""
@@ -213,6 +229,7 @@ class Leader:
             step=record.step,
             gradient_norm=record.gradient_norm,
         )
+        self._newest.knows(generation, record)
         if await self._insist(peers, request):
             self._preparing.committed()
 

@@ -21,6 +21,7 @@ class PeerRecord:
     Attributes:
         name: For people; not unique.
         state: ONLINE, JOINING, DRAINING or OFFLINE.
+        generation: How often the run was started again from step 0.
         queue: Microbatches it holds.
         tokens_per_s: Moving average of its own compute; 0 before the first one.
     """
@@ -28,6 +29,7 @@ class PeerRecord:
     name: str
     stage: int
     state: str
+    generation: int
     step: int
     queue: int
     tokens_per_s: float
@@ -89,6 +91,11 @@ class SwarmView:
             for peer, record in records.items()
             if record.state != OFFLINE
         )
+
+    def live_records(self) -> list[PeerRecord]:
+        """Of ``everyone``."""
+        records = (r for stage in self._stages.values() for r in stage.values())
+        return [record for record in records if record.state != OFFLINE]
 
     async def join(self) -> None:
         """Makes sure that nobody uses this run's name for another experiment.
@@ -184,7 +191,7 @@ def _read(value: Any, stage: int) -> PeerRecord | None:
             )
             and all(
                 type(number) is int and number >= 0
-                for number in (record.step, record.queue)
+                for number in (record.generation, record.step, record.queue)
             )
             and isinstance(record.tokens_per_s, float)
             and 0 <= record.tokens_per_s < math.inf

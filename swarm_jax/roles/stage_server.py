@@ -314,6 +314,7 @@ class StageServer:
             name=self._name,
             stage=self.state.stage,
             state=state,
+            generation=self.state.generation,
             step=self.state.step,
             queue=len(self._relaying),
             tokens_per_s=self._relaying.throughput.tokens_per_s or 0.0,
