@@ -32,6 +32,7 @@ class Report:
         can_replay: Whether it still has the parameters of the step before.
         last_commit: Record of its last commit, if any.
         losses: Loss sum of each counted index; last stage only.
+        newest_heard: (generation, step) of the newest state that it has heard of.
     """
 
     peer: str
@@ -45,6 +46,7 @@ class Report:
     can_replay: bool = False
     last_commit: CommitRecord | None = None
     losses: Mapping[int, float] | None = None
+    newest_heard: tuple[int, int] = (0, 0)
 
     def can_serve(self, step: int) -> bool:
         """Whether it has the parameters of ``step``."""

@@ -141,18 +141,17 @@ class Leader:
     def _note_newest(self, reports: Collection[Report]) -> None:
         for report in reports:
             self._newest.saw(report.generation, report.step)
+            self._newest.saw(*report.newest_heard)
             if report.last_commit:
                 self._newest.knows(report.generation, report.last_commit)
-        for record in self._view.live_records():
-            if record.step < self._config.steps:  # else the run's name is used again
-                self._newest.saw(record.generation, record.step)
+        self._newest.saw(*self._view.newest)
 
     def _check(self, report: Report) -> None:
         """Raises ``MalformedHeader`` for a report that cannot be true."""
         is_last = report.stage == self._config.swarm.num_stages - 1
         losses = report.losses.keys() if report.losses is not None else None
         unknown = report.counted - set(range(self._config.microbatches_per_step))
-        too_far = report.step > self._config.steps
+        too_far = max(report.step, report.newest_heard[1]) > self._config.steps
         if too_far or unknown or (is_last and losses != report.counted):
             raise MalformedHeader("its step or ledger does not fit the run")
 

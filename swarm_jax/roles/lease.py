@@ -123,8 +123,7 @@ class Lease:
         return claims
 
     def _learn(self, claim: dict[str, Any]) -> None:
-        """Not of a run that is over: its name may be used again."""
-        if claim["step"] < self._steps:
+        if claim["step"] <= self._steps:  # anybody can write there
             self._newest.saw(claim["generation"], claim["step"])
             if commit := commit_from_header(claim):
                 self._newest.knows(claim["generation"], commit)

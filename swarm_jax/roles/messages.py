@@ -277,6 +277,7 @@ def report_to_header(report: Report) -> dict[str, Any]:
         "can_replay": report.can_replay,
         "last_commit": commit and [commit.step, commit.gradient_norm],
         "losses": sorted(report.losses.items()) if report.losses is not None else None,
+        "newest_heard": list(report.newest_heard),
     }
 
 
@@ -297,6 +298,7 @@ def report_from_header(peer: str, header: Mapping[str, Any]) -> Report:
         "can_replay": "bool",
         "last_commit": "CommitRecord | None",
         "losses": "dict[int, float] | None",
+        "newest_heard": "tuple[int, int]",
     }
     fields = {name: read(header, name, type_) for name, type_ in types.items()}
     return Report(peer=peer, **fields)
@@ -362,6 +364,11 @@ def _names(value: Any) -> dict[str, str]:
     return {_str(key): _str(name) for key, name in value.items()}
 
 
+def _position(value: Any) -> tuple[int, int]:
+    generation, step = value
+    return _int(generation), _int(step)
+
+
 def _losses(value: Any) -> dict[int, float]:
     return {_int(index): _float(loss) for index, loss in value}
 
@@ -372,6 +379,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "str": _str,
     "bool": _bool,
     "Round": _round,
+    "tuple[int, int]": _position,
     "MicrobatchID": lambda value: MicrobatchID(*(_int(part) for part in value)),
     "frozenset[int]": lambda value: frozenset(_int(item) for item in value),
     "frozenset[str]": lambda value: frozenset(_str(item) for item in value),

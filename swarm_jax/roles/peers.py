@@ -42,6 +42,9 @@ class SwarmView:
         config: Names the keys and the periods.
         directory: Where records are kept.
         of_stages: Those that are read; each costs questions to many peers.
+
+    Attributes:
+        newest: (generation, step) of the newest state that any record told of.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class SwarmView:
         self._swarm = config.swarm_fingerprint()
         self.prefix = f"{config.run_id}.{self._swarm}"
         self._stages: dict[int, dict[str, PeerRecord]] = {}
+        self.newest = 0, 0
 
     def stage_key(self, stage: int) -> str:
         return f"{self.prefix}.stage{stage}"
@@ -92,11 +96,6 @@ class SwarmView:
             if record.state != OFFLINE
         )
 
-    def live_records(self) -> list[PeerRecord]:
-        """Of ``everyone``."""
-        records = (r for stage in self._stages.values() for r in stage.values())
-        return [record for record in records if record.state != OFFLINE]
-
     async def join(self) -> None:
         """Makes sure that nobody uses this run's name for another experiment.
 
@@ -123,6 +122,14 @@ class SwarmView:
             }
             for stage, entries in zip(self._of_stages, found, strict=True)
         }
+        self._note_newest()
+
+    def _note_newest(self) -> None:
+        """Anybody can write to the directory: a step that the run lacks is nonsense."""
+        for records in self._stages.values():
+            for record in records.values():
+                if record.step <= self._config.steps:
+                    self.newest = max(self.newest, (record.generation, record.step))
 
     async def keep_fresh(self) -> None:
         """Refreshes for ever, and keeps the run's name taken."""

@@ -32,6 +32,7 @@ from swarm_jax.roles.messages import (
     refusal,
     report_to_header,
 )
+from swarm_jax.roles.peers import SwarmView
 from swarm_jax.roles.relaying import Relaying
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class StageControl:
     """Answers the leader's control requests, and stage peers that leave.
 
     Args:
-        prefix: Of the names of all-reduce groups: the run's.
+        view: What this peer knows of the others.
         on_commit: Called after each step with the number of microbatches that this peer
             had counted in it.
         on_count: Called with the step and how many of its microbatches are counted.
@@ -59,7 +60,7 @@ class StageControl:
         relaying: Relaying,
         changes: Changes,
         joining: Joining,
-        prefix: str,
+        view: SwarmView,
         on_commit: Callable[[int], None],
         on_count: Callable[[int, int], None],
         on_state: Callable[[], None],
@@ -73,7 +74,7 @@ class StageControl:
         self._relaying = relaying
         self._changes = changes
         self._joining = joining
-        self._prefix = prefix
+        self._view = view
         self._on_commit = on_commit
         self._on_count = on_count
         self._on_state = on_state
@@ -97,6 +98,7 @@ class StageControl:
             can_replay=state.can_replay,
             last_commit=state.last_commit,
             losses=state.ledger.losses if self._is_last else None,
+            newest_heard=self._view.newest,
         )
         return Message(report_to_header(report))
 
@@ -129,7 +131,7 @@ class StageControl:
         group_id = "/".join(map(str, (stage, request.step, *request.round)))
         try:
             mean = await self._allreduce.average(
-                f"{self._prefix}/{group_id}",
+                f"{self._view.prefix}/{group_id}",
                 sorted(request.group),
                 contribution,
                 timeout_s=self._allreduce_timeout_s,

@@ -131,7 +131,7 @@ class StageServer:
             relaying=self._relaying,
             changes=self._changes,
             joining=self._joining,
-            prefix=self.view.prefix,
+            view=self.view,
             on_commit=self._committed,
             on_count=self._counted,
             on_state=self._state_changed,

@@ -3,6 +3,8 @@
 import asyncio
 
 from swarm_jax.core.newest import Newest
+from swarm_jax.core.reports import Report
+from swarm_jax.roles import stage_control
 from swarm_jax.roles.lease import Lease
 from swarm_jax.roles.peers import SwarmView
 
@@ -16,6 +18,10 @@ def recorded(outcome):
 
 def nothing(*args):
     pass
+
+
+def having_heard_nothing(**fields):
+    return Report(**fields | {"newest_heard": (0, 0)})
 
 
 async def counting(run, peer, step):
@@ -72,21 +78,46 @@ def test_a_run_whose_newest_peers_all_vanish_does_not_go_back(rule, play):
     assert recorded(outcome) == rule.gives([1, 2, 3, 4], off=again)
 
 
-def test_who_leads_next_knows_how_far_the_run_has_been(rule, play):
-    """As with one stage, but the leader dies when the newest peer is forgotten.
+def test_who_leads_next_knows_how_far_the_run_has_been(rule, play, monkeypatch):
+    """As with one stage; when the records of the newest peer have expired, trainer-b
+    starts, and the leader dies. No peer tells what it has heard.
 
-    Off: the trainer that stood by goes on from step 0.
+    Off: trainer-b goes on from step 0.
     """
     rule.off(Lease, "_learn", nothing)
+    monkeypatch.setattr(stage_control, "Report", having_heard_nothing)
 
     async def freeze_and_kill(run):
         await counting(run, "stage0-0", 2)
         freeze_for_a_while(run, "stage0-0")
         run.swarm.start_peer(0)
         await asyncio.sleep(run.config.tuning.directory_expiry_s + 1.0)
+        run.start_trainer("trainer-b")
+        await asyncio.sleep(1.0)
         run.kill_trainer()
 
-    outcome = play([1], freeze_and_kill, trainers=2)
+    outcome = play([1], freeze_and_kill)
+    assert outcome.verdict == "right"
+    assert recorded(outcome) == rule.gives([1, 2, 3], off=[1, 2, 1, 2, 3])
+
+
+def test_a_peer_remembers_what_the_directory_told(rule, play):
+    """As before, but trainer-b starts when lease and records have expired.
+
+    Off: the peer that is left says nothing, and the run goes back.
+    """
+    rule.off(stage_control, "Report", having_heard_nothing)
+
+    async def freeze_and_kill(run):
+        await counting(run, "stage0-0", 2)
+        run.kill_trainer()
+        freeze_for_a_while(run, "stage0-0")
+        run.swarm.start_peer(0)
+        tuning = run.config.tuning
+        await asyncio.sleep(1.0 + max(tuning.directory_expiry_s, tuning.lease_s))
+        run.start_trainer("trainer-b")
+
+    outcome = play([1], freeze_and_kill)
     assert outcome.verdict == "right"
     assert recorded(outcome) == rule.gives([1, 2, 3], off=[1, 2, 1, 2, 3])
 
@@ -96,7 +127,7 @@ def test_a_trainer_that_starts_late_learns_from_the_directory(rule, play):
 
     Off: the next one, that no trainer has told anything, goes on from step 1.
     """
-    rule.off(SwarmView, "live_records", lambda view: [])
+    rule.off(SwarmView, "_note_newest", nothing)
 
     async def freeze_and_kill(run):
         await run.until(lambda: run.state("stage0-1").step == 1)

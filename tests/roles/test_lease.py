@@ -37,7 +37,7 @@ def test_who_stood_by_when_the_leader_died_takes_a_higher_number(config):
     assert following == number + 1
 
 
-def test_who_leads_next_is_told_how_far_the_run_was_unless_it_is_over(config):
+def test_who_leads_next_is_told_how_far_the_run_was(config):
     async def told(step):
         network = LocalNetwork(heartbeat_s=1.0)
         ours, theirs = Newest(), Newest()
@@ -50,7 +50,8 @@ def test_who_leads_next_is_told_how_far_the_run_was_unless_it_is_over(config):
 
     newest = run_virtual(told(3))
     assert newest.position == (1, 3) and newest.last_commit == CommitRecord(2, 0.5)
-    assert run_virtual(told(config.steps)).position == (0, 0)
+    assert run_virtual(told(config.steps)).position == (1, config.steps)
+    assert run_virtual(told(config.steps + 1)).position == (0, 0), "nonsense"
 
 
 class SlowDirectory:

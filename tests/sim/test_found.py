@@ -21,6 +21,16 @@ FOUND = {
         {"kind": "hang", "peer": "stage0-0", "when": "approaching prepare", "nth": 3,
         "for_s": 15.0}]}
         """,
+    "who led after the end did not know how far the run had been": """
+        {"peers_per_stage": [3], "trainers": 1, "faults": [
+        {"kind": "no_directory", "peer": "stage0-2", "when": "request_arrived commit",
+        "for_s": 15.0},
+        {"kind": "join", "peer": "stage0-0", "when": "approaching collect", "nth": 5},
+        {"kind": "crash", "peer": "stage0-0", "when": "answered prepare", "nth": 5},
+        {"kind": "lag", "peer": "stage0-2", "at_s": 1.3, "for_s": 15.0},
+        {"kind": "crash", "peer": "stage0-1", "when": "approaching prepare",
+        "nth": 2}]}
+        """,
     "the peer with the last state left before another one had it": """
         {"peers_per_stage": [3], "trainers": 1, "faults": [
         {"kind": "drain", "peer": "stage0-0", "when": "approaching collect"},
