@@ -1,8 +1,8 @@
 """What the leading trainer does next: the whole step protocol as one pure function.
 
 The leader asks every peer for a ``Report`` and does what ``next_action`` says, again
-and again. It remembers nothing else, so that take-over by another trainer, retries and
-repair are the same loop (``docs/protocol.md``).
+and again. It remembers nothing else but how far the run has been, so that take-over by
+another trainer, retries and repair are the same loop (``docs/protocol.md``).
 """
 
 from collections import Counter
