@@ -5,7 +5,7 @@
     python -m scripts.chaos --cell "crash | mid-all-reduce | first"
 
 First the fault matrix: every fault in every phase of the protocol at every role. Then
-random schedules: each seed is a swarm of 2 to 4 stages with up to eight faults
+random schedules: each seed is a swarm of 1 to 4 stages with up to eight faults
 (crashes, standstills, drains, joins, cut, slow and silent links, damaged, doubled, late
 and lost messages, a directory that lags). A run is right when its ledgers are exact,
 its parameters are bit for bit those of plain training, nobody is stuck and nothing is

@@ -119,6 +119,7 @@ _REPORT = report_to_header(
                 "counted": frozenset({0}),
                 "last_commit": CommitRecord(0, 0.5),
                 "losses": {0: 1.0},
+                "newest_heard": (0, 1),
             }.get(f.name, 1 if "int" in str(f.type) else None)
             for f in dataclasses.fields(Report)
             if f.name != "peer"

@@ -44,10 +44,23 @@ _TEMPLATES: dict[str, list[Any]] = {
     "record": [
         asdict(
             PeerRecord(
-                name="n", stage=1, state=ONLINE, step=3, queue=0, tokens_per_s=1.5
+                name="n",
+                stage=1,
+                state=ONLINE,
+                generation=0,
+                step=3,
+                queue=0,
+                tokens_per_s=1.5,
             )
         ),
-        {"number": 3, "leads": True, "data_digest": "d"},
+        {
+            "number": 3,
+            "leads": True,
+            "data_digest": "d",
+            "generation": 0,
+            "step": 2,
+            "last_commit": [1, 0.5],
+        },
         ["/ip4/10.0.0.1/tcp/80/p2p/x", "/dns4/x/tcp/1"],
         {"seed": "1", "model": "x"},
     ],

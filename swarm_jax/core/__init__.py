@@ -3,6 +3,7 @@
     ids.py          microbatch ids, rounds of a leader
     ledger.py       which microbatches are in a gradient sum
     reports.py      what peers say of themselves to the leader
+    newest.py       how far the run has been
     closing.py      the step protocol: what the leader does next
     stage_state.py  a stage server's place in that protocol
     router.py       which peer of the next stage gets a microbatch

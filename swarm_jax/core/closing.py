@@ -1,8 +1,8 @@
 """What the leading trainer does next: the whole step protocol as one pure function.
 
 The leader asks every peer for a ``Report`` and does what ``next_action`` says, again
-and again. It remembers nothing else, so that take-over by another trainer, retries and
-repair are the same loop (``docs/protocol.md``).
+and again. It remembers nothing else but how far the run has been, so that take-over by
+another trainer, retries and repair are the same loop (``docs/protocol.md``).
 """
 
 from collections import Counter
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from swarm_jax.core.ledger import missing_stages
+from swarm_jax.core.newest import Newest
 from swarm_jax.core.reports import DRAINING, JOINING, ONLINE, CommitRecord, Report
 
 NO_LIVE_PEER = "no live peer"
@@ -110,6 +111,7 @@ def next_action(
     num_stages: int,
     steps: int,
     microbatches: int,
+    newest_seen: Newest,
     left_out: frozenset[str] = frozenset(),
 ) -> Action:
     """Decides the leader's next action from what its peers just reported.
@@ -118,6 +120,7 @@ def next_action(
         reports: Answers of this round; peers that did not answer are absent.
         steps: Steps of the run.
         microbatches: Microbatches per step.
+        newest_seen: How far the run has been; from less it does not go on by itself.
         left_out: Peers that this step is closed without, if their stages have others.
     """
     reports = list(reports)
@@ -125,6 +128,8 @@ def next_action(
     stages = _serving(reports, num_stages)
     if empty := tuple(stage for stage, peers in stages.items() if not peers):
         return Wait(empty, NO_LIVE_PEER)
+    if going_back := _behind_newest(stages, newest_seen):
+        return going_back
     begun = min(report.step for report in reports if report.generation == generation)
     if behind := _behind_restart(stages, generation, begun):
         return behind
@@ -157,6 +162,39 @@ def _joiners(reports: Iterable[Report]) -> dict[int, list[Report]]:
     return joiners
 
 
+def _behind_newest(
+    stages: Mapping[int, list[Report]], newest_seen: Newest
+) -> CommitRest | Restart | Wait | None:
+    """What to do when all who have the newest state are gone.
+
+    Who holds the gradient of the last commit follows. The state that a run is started
+    again with is had by all who have it saved. Any other state is lost unless somebody
+    brings it back.
+    """
+    peers = [peer for group in stages.values() for peer in group]
+    newest = max((peer.generation, peer.step) for peer in peers)
+    if newest >= newest_seen.position:
+        return None
+    generation, step = newest_seen.position
+    if generation > newest[0]:
+        return _restart(stages, generation, step)
+    if record := newest_seen.last_commit:
+        current = [peer for peer in peers if peer.generation == generation]
+        if ready := sorted(p.peer for p in current if _can_follow(p, record)):
+            return CommitRest(record, tuple(ready), generation)
+    reason = (
+        f"no peer with the state of step {step} (the newest is at step {newest[1]})"
+    )
+    return Wait(tuple(stages), reason, is_lost=True)
+
+
+def _can_follow(peer: Report, record: CommitRecord) -> bool:
+    """Whether it can commit this step: a skipped one needs no gradient."""
+    return peer.step == record.step and (
+        record.gradient_norm is None or peer.prepared_step == record.step
+    )
+
+
 def _behind_restart(
     stages: Mapping[int, list[Report]], generation: int, step: int
 ) -> Resync | Restart | Wait | None:
@@ -169,9 +207,16 @@ def _behind_restart(
     if not behind:
         resync = sorted(p.peer for peers in old.values() for p in peers)
         return Resync(tuple(resync)) if resync else None
+    return _restart(behind, generation, step)
+
+
+def _restart(
+    stages: Mapping[int, list[Report]], generation: int, step: int
+) -> Restart | Wait:
+    """Takes these stages to the state that the run is started again with."""
     able = {
         stage: [p.peer for p in peers if p.can_restore(step)]
-        for stage, peers in behind.items()
+        for stage, peers in stages.items()
     }
     if unable := tuple(stage for stage, peers in able.items() if not peers):
         reason = f"no peer can go back to step {step}, as the run did"
@@ -259,8 +304,7 @@ def _finish_commit(
         peer.peer
         for peers in behind.values()
         for peer in peers
-        if peer.step == low
-        and (record.gradient_norm is None or peer.prepared_step == low)
+        if _can_follow(peer, record)
     ]
     if ready:
         return CommitRest(record, tuple(ready), step.generation)

@@ -35,6 +35,7 @@ class Report:
         saved: Steps of the checkpoints that it can restore its stage from.
         folder: Names the place that it saves to, the same for all who share it; empty
             for none.
+        newest_heard: (generation, step) of the newest state that it has heard of.
     """
 
     peer: str
@@ -50,6 +51,7 @@ class Report:
     losses: Mapping[int, float] | None = None
     saved: frozenset[int] = frozenset()
     folder: str = ""
+    newest_heard: tuple[int, int] = (0, 0)
 
     def can_serve(self, step: int) -> bool:
         """Whether it has the parameters of ``step``."""

@@ -14,6 +14,7 @@ from swarm_jax.net.local_allreduce import LocalAllReduce, Round
 from swarm_jax.net.local_calls import LocalCalls
 from swarm_jax.net.local_directory import LocalDirectory, Records
 from swarm_jax.net.local_wires import DIRECTORY as DIRECTORY
+from swarm_jax.net.local_wires import EVERYBODY as EVERYBODY
 from swarm_jax.net.local_wires import Event as Event
 from swarm_jax.net.local_wires import OneMessage as OneMessage
 from swarm_jax.net.local_wires import Wires

@@ -9,6 +9,9 @@ import msgpack
 from swarm_jax.net.local_wires import DIRECTORY, Wires
 from swarm_jax.net.protocols import Record
 
+HISTORY_S = 10.0
+"""Directories lag by less."""
+
 
 class Records:
     """What has been stored, with as much of the past as readers can still see.
@@ -24,7 +27,7 @@ class Records:
     def store(self, key: str, subkey: str, record: Record, now_s: float) -> None:
         """A record never expires earlier than the one that it replaces."""
         versions = self._versions.setdefault(key, {}).setdefault(subkey, [])
-        seen = [version for version in versions if version[0] <= now_s - self.lag_s]
+        seen = [v for v in versions if v[0] <= now_s - HISTORY_S]
         del versions[: max(0, len(seen) - 1)]
         expires_at_s = max(
             [record.expires_at_s, *(r.expires_at_s for _, r in versions)]

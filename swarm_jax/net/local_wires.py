@@ -15,6 +15,8 @@ from swarm_jax.errors import PeerLost
 
 DIRECTORY = "directory"
 """The directory's name as one end of a link."""
+EVERYBODY = "*"
+"""As one end of a link: all others, and the directory."""
 
 SILENT_HEARTBEATS = 3
 
@@ -61,7 +63,7 @@ UNHARMED = OneMessage()
 class Wires:
     """State of all links and peers.
 
-    A link is a (sender, receiver) pair; "*" stands for everybody.
+    A link is a (sender, receiver) pair; one of them may be ``EVERYBODY``.
 
     Args:
         latency_s: One-way delay between two peers.
@@ -143,4 +145,4 @@ class Wires:
 
 
 def _links(sender: str, receiver: str) -> tuple[tuple[str, str], ...]:
-    return (sender, receiver), (sender, "*"), ("*", receiver)
+    return (sender, receiver), (sender, EVERYBODY), (EVERYBODY, receiver)

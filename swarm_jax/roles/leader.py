@@ -19,6 +19,7 @@ from swarm_jax.core.closing import (
     next_action,
 )
 from swarm_jax.core.ledger import audit
+from swarm_jax.core.newest import Newest
 from swarm_jax.core.reports import JOINING, CommitRecord, Report
 from swarm_jax.core.saves import restart_step
 from swarm_jax.errors import Diverged
@@ -49,6 +50,7 @@ class Leader:
     """One term of one trainer (design, section 5).
 
     Args:
+        newest: What is known of how far the run has been; more is noted in it.
         server_command: The command that starts a peer of a stage, for people.
         restart_if_lost: Whether the run may go back, to a checkpoint or to step 0, when
             a stage's state is gone.
@@ -64,6 +66,7 @@ class Leader:
         feeder: Feeder,
         journal: Journal,
         saving: Saving,
+        newest: Newest,
         server_command: Callable[[int], str],
         restart_if_lost: Callable[[], bool],
     ):
@@ -74,6 +77,7 @@ class Leader:
         self._feeder = feeder
         self._journal = journal
         self._saving = saving
+        self._newest = newest
         self._server_command = server_command
         self._restart_if_lost = restart_if_lost
         self._lost_since_s: float | None = None
@@ -96,6 +100,7 @@ class Leader:
                 num_stages=self._config.swarm.num_stages,
                 steps=self._config.steps,
                 microbatches=self._config.microbatches_per_step,
+                newest_seen=self._newest,
                 left_out=self._preparing.left_out,
             )
             if not (isinstance(action, Wait) and action.is_lost):
@@ -117,7 +122,7 @@ class Leader:
                 case Restart(generation, step, peers):
                     await self._restart(generation, step, peers)
                 case Wait() if self._may_restart(action):
-                    generation = 1 + max(report.generation for report in reports)
+                    generation = 1 + self._newest.position[0]
                     step = restart_step(reports, self._config.swarm.num_stages)
                     logger.warning("%s: the run %s", action.reason, _going_back(step))
                     await self._restart(generation, step, self._view.everyone())
@@ -141,15 +146,25 @@ class Leader:
             except MalformedHeader as error:
                 logger.warning("report of %s: %s", peer[-6:], error)
         self._journal.collected(reports)
+        self._note_newest(reports)
         return reports
+
+    def _note_newest(self, reports: Collection[Report]) -> None:
+        for report in reports:
+            self._newest.saw(report.generation, report.step)
+            self._newest.saw(*report.newest_heard)
+            if report.last_commit:
+                self._newest.knows(report.generation, report.last_commit)
+        self._newest.saw(*self._view.newest)
 
     def _check(self, report: Report) -> None:
         """Raises ``MalformedHeader`` for a report that cannot be true."""
         is_last = report.stage == self._config.swarm.num_stages - 1
         losses = report.losses.keys() if report.losses is not None else None
         unknown = report.counted - set(range(self._config.microbatches_per_step))
-        if unknown or (is_last and losses != report.counted):
-            raise MalformedHeader("its ledger does not fit the step")
+        too_far = max(report.step, report.newest_heard[1]) > self._config.steps
+        if too_far or unknown or (is_last and losses != report.counted):
+            raise MalformedHeader("its step or ledger does not fit the run")
 
     async def _feed(self, action: Feed, reports: Collection[Report]) -> None:
         """Sends nothing to who is silent: what it counts could not be closed with."""
@@ -224,6 +239,7 @@ class Leader:
             step=record.step,
             gradient_norm=record.gradient_norm,
         )
+        self._newest.knows(generation, record)
         if await self._insist(peers, request):
             self._preparing.committed()
 

@@ -9,8 +9,10 @@ import asyncio
 from typing import Any
 
 from swarm_jax.config import ExperimentConfig
+from swarm_jax.core.newest import Newest
 from swarm_jax.errors import ConfigError
 from swarm_jax.net.protocols import Directory
+from swarm_jax.roles.messages import MalformedHeader, commit_from_header, read
 
 MAX_NUMBER = 2**48
 """Larger term numbers are nonsense: they would leave no room for those after them."""
@@ -22,6 +24,8 @@ class Lease:
     Args:
         key: Directory key that all trainers of the swarm share.
         data_digest: Of corpus and tokenizer; trainers with other data must not lead.
+        newest: How far the run has been: told, and learned from other trainers, so that
+            who leads next knows it too.
     """
 
     def __init__(
@@ -32,11 +36,14 @@ class Lease:
         key: str,
         trainer: str,
         data_digest: str,
+        newest: Newest,
     ):
         self._directory = directory
         self._key = key
         self._trainer = trainer
         self._data_digest = data_digest
+        self._newest = newest
+        self._steps = config.steps
         self._lease_s = config.tuning.lease_s
         self._seen = 0
 
@@ -82,7 +89,16 @@ class Lease:
         self._seen = max(self._seen, number)
 
     async def _store(self, number: int, *, leads: bool) -> None:
-        value = {"number": number, "leads": leads, "data_digest": self._data_digest}
+        generation, step = self._newest.position
+        commit = self._newest.last_commit
+        value = {
+            "number": number,
+            "leads": leads,
+            "data_digest": self._data_digest,
+            "generation": generation,
+            "step": step,
+            "last_commit": commit and [commit.step, commit.gradient_norm],
+        }
         await self._directory.store(
             self._key, self._trainer, value, expires_in_s=self._lease_s
         )
@@ -103,7 +119,14 @@ class Lease:
                     "the same corpus files, Python version and tokenizer on all "
                     "trainers, or give this run another run_id"
                 )
+            self._learn(claim)
         return claims
+
+    def _learn(self, claim: dict[str, Any]) -> None:
+        if claim["step"] <= self._steps:  # anybody can write there
+            self._newest.saw(claim["generation"], claim["step"])
+            if commit := commit_from_header(claim):
+                self._newest.knows(claim["generation"], commit)
 
 
 def _is_claim(value: object) -> bool:
@@ -113,4 +136,14 @@ def _is_claim(value: object) -> bool:
         and 0 <= value["number"] < MAX_NUMBER
         and type(value.get("leads")) is bool
         and isinstance(value.get("data_digest"), str)
+        and _tells_position(value)
     )
+
+
+def _tells_position(value: dict[str, Any]) -> bool:
+    try:
+        read(value, "step", "int")
+        commit_from_header(value)
+        return read(value, "generation", "int") < MAX_NUMBER
+    except MalformedHeader:
+        return False

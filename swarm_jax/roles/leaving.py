@@ -31,7 +31,7 @@ class Leaving:
 
     Args:
         swarm: The swarm's fingerprint.
-        steps: Steps of the run; after the last one there is nothing to hand over.
+        steps: Steps of the run; who is told to leave after the last one just goes.
         enter: Changes this peer's state, and tells the swarm.
         stop_joining: Gives up a download.
     """
@@ -94,7 +94,7 @@ class Leaving:
     async def _hand_over(self) -> None:
         """Asks stage peers, again and again, until one has taken over."""
         state = self._state
-        while state.state == DRAINING and state.step < self._steps:
+        while state.state == DRAINING:
             # A prepared gradient is about to be committed, and the sum with it.
             if not state.can_commit:
                 for peer in self._view.online(state.stage):

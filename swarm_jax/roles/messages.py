@@ -330,6 +330,7 @@ def report_to_header(report: Report) -> dict[str, Any]:
         "losses": sorted(report.losses.items()) if report.losses is not None else None,
         "saved": sorted(report.saved),
         "folder": report.folder,
+        "newest_heard": list(report.newest_heard),
     }
 
 
@@ -352,6 +353,7 @@ def report_from_header(peer: str, header: Mapping[str, Any]) -> Report:
         "losses": "dict[int, float] | None",
         "saved": "frozenset[int]",
         "folder": "str",
+        "newest_heard": "tuple[int, int]",
     }
     fields = {name: read(header, name, type_) for name, type_ in types.items()}
     return Report(peer=peer, **fields)
@@ -423,6 +425,11 @@ def _figures(value: Any) -> dict[str, float]:
     return {_str(key): _float(number) for key, number in value.items()}
 
 
+def _position(value: Any) -> tuple[int, int]:
+    generation, step = value
+    return _int(generation), _int(step)
+
+
 def _losses(value: Any) -> dict[int, float]:
     return {_int(index): _float(loss) for index, loss in value}
 
@@ -433,6 +440,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "str": _str,
     "bool": _bool,
     "Round": _round,
+    "tuple[int, int]": _position,
     "MicrobatchID": lambda value: MicrobatchID(*(_int(part) for part in value)),
     "frozenset[int]": lambda value: frozenset(_int(item) for item in value),
     "frozenset[str]": lambda value: frozenset(_str(item) for item in value),

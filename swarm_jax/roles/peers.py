@@ -21,6 +21,7 @@ class PeerRecord:
     Attributes:
         name: For people; not unique.
         state: ONLINE, JOINING, DRAINING or OFFLINE.
+        generation: How often the run was started again from step 0.
         queue: Microbatches it holds.
         tokens_per_s: Moving average of its own compute; 0 before the first one.
     """
@@ -28,6 +29,7 @@ class PeerRecord:
     name: str
     stage: int
     state: str
+    generation: int
     step: int
     queue: int
     tokens_per_s: float
@@ -40,6 +42,9 @@ class SwarmView:
         config: Names the keys and the periods.
         directory: Where records are kept.
         of_stages: Those that are read; each costs questions to many peers.
+
+    Attributes:
+        newest: (generation, step) of the newest state that any record told of.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class SwarmView:
         self._swarm = config.swarm_fingerprint()
         self.prefix = f"{config.run_id}.{self._swarm}"
         self._stages: dict[int, dict[str, PeerRecord]] = {}
+        self.newest = 0, 0
 
     def stage_key(self, stage: int) -> str:
         return f"{self.prefix}.stage{stage}"
@@ -116,6 +122,14 @@ class SwarmView:
             }
             for stage, entries in zip(self._of_stages, found, strict=True)
         }
+        self._note_newest()
+
+    def _note_newest(self) -> None:
+        """Anybody can write to the directory: a step that the run lacks is nonsense."""
+        for records in self._stages.values():
+            for record in records.values():
+                if record.step <= self._config.steps:
+                    self.newest = max(self.newest, (record.generation, record.step))
 
     async def keep_fresh(self) -> None:
         """Refreshes for ever, and keeps the run's name taken."""
@@ -184,7 +198,7 @@ def _read(value: Any, stage: int) -> PeerRecord | None:
             )
             and all(
                 type(number) is int and number >= 0
-                for number in (record.step, record.queue)
+                for number in (record.generation, record.step, record.queue)
             )
             and isinstance(record.tokens_per_s, float)
             and 0 <= record.tokens_per_s < math.inf

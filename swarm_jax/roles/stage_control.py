@@ -32,6 +32,7 @@ from swarm_jax.roles.messages import (
     refusal,
     report_to_header,
 )
+from swarm_jax.roles.peers import SwarmView
 from swarm_jax.roles.relaying import Relaying
 from swarm_jax.roles.stage_saving import StageSaving
 
@@ -42,7 +43,7 @@ class StageControl:
     """Answers the leader's control requests, and stage peers that leave.
 
     Args:
-        prefix: Of the names of all-reduce groups: the run's.
+        view: What this peer knows of the others.
         on_commit: Called after each step with the number of microbatches that this peer
             had counted in it.
         on_count: Called with the step and how many of its microbatches are counted.
@@ -61,7 +62,7 @@ class StageControl:
         changes: Changes,
         joining: Joining,
         saving: StageSaving,
-        prefix: str,
+        view: SwarmView,
         on_commit: Callable[[int], None],
         on_count: Callable[[int, int], None],
         on_state: Callable[[], None],
@@ -76,7 +77,7 @@ class StageControl:
         self._changes = changes
         self._joining = joining
         self._saving = saving
-        self._prefix = prefix
+        self._view = view
         self._on_commit = on_commit
         self._on_count = on_count
         self._on_state = on_state
@@ -102,6 +103,7 @@ class StageControl:
             losses=state.ledger.losses if self._is_last else None,
             saved=self._saving.steps,
             folder=self._saving.folder,
+            newest_heard=self._view.newest,
         )
         return Message(report_to_header(report))
 
@@ -134,7 +136,7 @@ class StageControl:
         group_id = "/".join(map(str, (stage, request.step, *request.round)))
         try:
             mean = await self._allreduce.average(
-                f"{self._prefix}/{group_id}",
+                f"{self._view.prefix}/{group_id}",
                 sorted(request.group),
                 contribution,
                 timeout_s=self._allreduce_timeout_s,

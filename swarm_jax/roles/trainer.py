@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 
 from swarm_jax.config import ExperimentConfig
+from swarm_jax.core.newest import Newest
 from swarm_jax.metrics import MetricsWriter
 from swarm_jax.net.protocols import Directory, PeerCalls
 from swarm_jax.roles.feeding import Data, Feeder
@@ -55,12 +56,14 @@ class Trainer:
         self._journal = Journal(
             config, self._view, steps=steps, swarm=swarm, learning_rate=learning_rate
         )
+        self._newest = Newest()
         self._lease = Lease(
             config,
             directory,
             key=f"{self._view.prefix}.trainer",
             trainer=calls.peer_id,
             data_digest=data.digest,
+            newest=self._newest,
         )
 
     @property
@@ -102,6 +105,7 @@ class Trainer:
             feeder=Feeder(self._config, self._data, first_stage),
             journal=self._journal,
             saving=saving,
+            newest=self._newest,
             server_command=self._server_command,
             restart_if_lost=self._restart_if_lost,
         )

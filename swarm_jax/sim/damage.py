@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from swarm_jax.errors import BadMessage
-from swarm_jax.net.local import DIRECTORY, Event, LocalNetwork, OneMessage
+from swarm_jax.net.local import DIRECTORY, EVERYBODY, Event, LocalNetwork, OneMessage
 from swarm_jax.net.protocols import Message, spec_of
 from swarm_jax.sim.faults import Fault
 from swarm_jax.sim.swarm import SimulatedSwarm
@@ -17,9 +17,12 @@ LAG_S = 2.0
 def make_condition(
     network: LocalNetwork, fault: Fault, victim: str, everybody: Collection[str]
 ) -> Callable[[], Any]:
-    """Begins one of the ``LASTING`` faults; returns what ends it."""
+    """Begins one of the ``LASTING`` faults; returns what ends it.
+
+    Who is cut off is so from the directory and from those that start later, too.
+    """
     wires = network.wires
-    others = [fault.other] if fault.other else [*sorted(everybody), DIRECTORY]
+    others = [fault.other] if fault.other else [*sorted(everybody), EVERYBODY]
     match fault.kind:
         case "refuse":
             wires.refusing.add(victim)
@@ -28,8 +31,8 @@ def make_condition(
             network.freeze(victim)
             return lambda: network.thaw(victim)
         case "slow":
-            _slow_down(network, victim, fault.other or "*", SLOW_S)
-            return lambda: _slow_down(network, victim, fault.other or "*", 0.0)
+            _slow_down(network, victim, fault.other or EVERYBODY, SLOW_S)
+            return lambda: _slow_down(network, victim, fault.other or EVERYBODY, 0.0)
         case "partition" | "silence":
             network.partition([victim], others, silent=fault.kind == "silence")
             return lambda: network.reunite([victim], others)

@@ -18,6 +18,7 @@ from swarm_jax.core.closing import (
     next_action,
 )
 from swarm_jax.core.ledger import audit
+from swarm_jax.core.newest import Newest
 from swarm_jax.core.reports import DRAINING, JOINING, ONLINE, CommitRecord, Report
 
 STAGES, STEPS, MICROBATCHES = 2, 10, 4
@@ -31,12 +32,21 @@ def report(peer: str, stage: int, counted=(), step: int = 3, **fields) -> Report
     )
 
 
-def decide(*reports: Report, left_out=frozenset()):
+def seen(generation: int, step: int, record: CommitRecord | None = None) -> Newest:
+    newest = Newest()
+    newest.saw(generation, step)
+    if record:
+        newest.knows(generation, record)
+    return newest
+
+
+def decide(*reports: Report, left_out=frozenset(), newest_seen: Newest | None = None):
     return next_action(
         reports,
         num_stages=STAGES,
         steps=STEPS,
         microbatches=MICROBATCHES,
+        newest_seen=newest_seen or Newest(),
         left_out=left_out,
     )
 
@@ -203,6 +213,45 @@ def test_a_peer_from_before_a_restart_takes_its_stages_new_state():
     assert isinstance(fed, Feed) and fed.generation == 1
 
 
+def test_a_run_does_not_go_on_from_less_than_was_seen():
+    reports = [report("a", 0, step=4), report("b", 1, step=3)]
+    for old in (seen(0, 5), seen(1, 1)):
+        action = decide(*reports, newest_seen=old)
+        assert isinstance(action, Wait) and action.is_lost and action.stages == (0, 1)
+    assert "no peer can go back to step 1, as the run did" in action.reason
+
+
+def test_a_stage_that_has_what_was_seen_is_enough_to_go_on():
+    record = CommitRecord(3, 1.5)
+    reports = [
+        report("a", 0, step=4, last_commit=record),
+        report("b", 1, step=3, prepared_step=3),
+    ]
+    assert decide(*reports, newest_seen=seen(0, 4)) == CommitRest(record, ("b",))
+
+
+def test_a_state_that_is_gone_is_made_again_by_who_holds_its_gradient():
+    newest = seen(0, 4, CommitRecord(3, 1.5))
+    ready = report("a", 0, WHOLE, prepared_step=3)
+    reports = [ready, report("b", 0), report("c", 1, step=2, prepared_step=2)]
+    followed = decide(*reports, newest_seen=newest)
+    assert followed == CommitRest(newest.last_commit, ("a",))
+    of_another_run = seen(1, 4, newest.last_commit)
+    assert isinstance(decide(*reports, newest_seen=of_another_run), Wait)
+    assert isinstance(decide(*reports[1:], newest_seen=newest), Wait)
+
+
+def test_a_skipped_step_is_skipped_by_who_is_left():
+    newest = seen(0, 4, CommitRecord(3, None))
+    action = decide(report("a", 0), report("c", 1), newest_seen=newest)
+    assert action == CommitRest(newest.last_commit, ("a", "c"))
+
+
+def test_the_state_that_a_run_is_started_again_with_is_everybodys():
+    action = decide(report("a", 0), report("c", 1), newest_seen=seen(1, 0))
+    assert action == Restart(1, 0, ("a", "c"))
+
+
 def test_done_only_when_every_stage_is():
     last = [report("a", 0, step=STEPS), report("b", 1, step=STEPS)]
     assert decide(*last) == Done()
@@ -229,10 +278,18 @@ def test_done_only_when_every_stage_is():
         ),
         max_size=6,
         unique_by=lambda r: r.peer,
-    )
+    ),
+    st.builds(
+        seen,
+        st.integers(0, 1),
+        st.integers(0, 4),
+        st.none() | st.builds(CommitRecord, st.integers(0, 3), st.just(1.0)),
+    ),
 )
-def test_whatever_is_reported_only_exact_steps_are_closed(reports):
-    action = decide(*reports)
+def test_whatever_is_reported_only_exact_steps_are_closed(reports, newest):
+    action = decide(*reports, newest_seen=newest)
+    if isinstance(action, Feed | Drop | Close | Done | Resync):
+        assert max((r.generation, r.step) for r in reports) >= newest.position
     match action:
         case Close(step, groups, joiners):
             assert {r.state for group in joiners.values() for r in group} <= {JOINING}
@@ -246,7 +303,7 @@ def test_whatever_is_reported_only_exact_steps_are_closed(reports):
             serving = [r for r in reports if r.state in (ONLINE, DRAINING)]
             for stage in range(STAGES):
                 assert {r.peer for r in serving if r.stage == stage} - set(peers)
-    assert decide(*reversed(reports)) == action
+    assert decide(*reversed(reports), newest_seen=newest) == action
 
 
 def test_the_most_named_peer_of_a_stage_with_a_spare_is_suspected():

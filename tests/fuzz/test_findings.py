@@ -86,6 +86,7 @@ def test_absurd_values_make_no_record(field):
         "name": "n",
         "stage": 1,
         "state": "ONLINE",
+        "generation": 0,
         "step": 1,
         "queue": 0,
         "tokens_per_s": 1.0,

@@ -2,6 +2,8 @@
 
 import asyncio
 
+from swarm_jax.core.newest import Newest
+from swarm_jax.core.reports import CommitRecord
 from swarm_jax.net.local import LocalNetwork
 from swarm_jax.roles.lease import Lease
 from swarm_jax.sim.clock import run_virtual
@@ -9,13 +11,16 @@ from swarm_jax.sim.clock import run_virtual
 KEY = "run.trainer"
 
 
-def make_lease(config, network: LocalNetwork, trainer: str, directory=None) -> Lease:
+def make_lease(
+    config, network: LocalNetwork, trainer: str, directory=None, newest=None
+) -> Lease:
     return Lease(
         config,
         directory or network.directory(trainer),
         key=KEY,
         trainer=trainer,
         data_digest="data",
+        newest=newest or Newest(),
     )
 
 
@@ -30,6 +35,23 @@ def test_who_stood_by_when_the_leader_died_takes_a_higher_number(config):
 
     number, following = run_virtual(main())
     assert following == number + 1
+
+
+def test_who_leads_next_is_told_how_far_the_run_was(config):
+    async def told(step):
+        network = LocalNetwork(heartbeat_s=1.0)
+        ours, theirs = Newest(), Newest()
+        ours.saw(1, step)
+        ours.knows(1, CommitRecord(step - 1, 0.5))
+        first = make_lease(config, network, "first", newest=ours)
+        await first.release(await first.acquire())
+        await make_lease(config, network, "second", newest=theirs).acquire()
+        return theirs
+
+    newest = run_virtual(told(3))
+    assert newest.position == (1, 3) and newest.last_commit == CommitRecord(2, 0.5)
+    assert run_virtual(told(config.steps)).position == (1, config.steps)
+    assert run_virtual(told(config.steps + 1)).position == (0, 0), "nonsense"
 
 
 class SlowDirectory:

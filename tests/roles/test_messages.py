@@ -141,6 +141,7 @@ def test_reports_survive_the_wire():
         prepared_step=4,
         last_commit=CommitRecord(3, None),
         losses={0: 1.5, 2: 2.5},
+        newest_heard=(2, 5),
     )
     assert report_from_header("a", travel(report_to_header(report))) == report
     bare = dataclasses.replace(
