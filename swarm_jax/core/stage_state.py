@@ -54,6 +54,10 @@ class StageState:
         self.promise = round_
         return True
 
+    def follows_newer(self, round_: Round) -> bool:
+        """Whether a newer leader than that of ``round_`` has asked for anything."""
+        return self.promise[:2] > round_[:2]
+
     def may_count(self, id_: MicrobatchID, round_: Round) -> bool:
         """Whether a gradient of this microbatch may enter the sum at this moment."""
         return (

@@ -1,13 +1,12 @@
 """The leader's part in rebalancing: decides who moves, and tells them so.
 
-The decision is a pure function of the directory's records (``core.rebalancing``). The
-leader asks it, and nobody else: so no two peers can be wrong about whose turn it is.
+The decision is a pure function of the directory's records (``core.rebalancing``), the
+same for whoever asks it. Only the leader does: so a move is granted once.
 """
 
 import asyncio
 import logging
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.rebalancing import Move, move_by_queue, rebalance, rescue
@@ -16,7 +15,7 @@ from swarm_jax.errors import PeerError
 from swarm_jax.net.protocols import Directory, Message, PeerCalls
 from swarm_jax.roles.leadership import Leadership
 from swarm_jax.roles.messages import MoveTo, Status, to_header
-from swarm_jax.roles.peers import SwarmView
+from swarm_jax.roles.peers import PeerRecord, SwarmView
 from swarm_jax.roles.wishes import Wishes
 
 logger = logging.getLogger(__name__)
@@ -67,3 +66,58 @@ class Rebalancing:
                 await asyncio.gather(*map(self._tell, moves))
                 due_s = loop.time() + self._rules.period_s
                 await asyncio.sleep(self._rules.period_s)
+
+    async def _wished(self) -> list[Move]:
+        """Moves that somebody asked for by hand, where the peer can be spared."""
+        moves = []
+        for peer, target in (await self._wishes.new()).items():
+            source = self._stage_of(peer)
+            if source is None or not 0 <= target < self._num_stages:
+                logger.warning("asked to move %s, which is not there", peer[-6:])
+            elif source != target:
+                moves.append(Move(peer, source, target, reason="asked for by hand"))
+        return moves
+
+    def _stage_of(self, peer: str) -> int | None:
+        for stage, records in self._view.stages.items():
+            if peer in records and records[peer].state == ONLINE:
+                return stage
+        return None
+
+    def _decide(self) -> list[Move]:
+        stages = self._stages()
+        if self._rules.strategy == "queue":
+            move = move_by_queue(stages)
+            return [] if move is None else [move]
+        if self._rules.strategy == "off":
+            return []
+        turn = int(self._directory.now_s() // self._rules.period_s)
+        return rebalance(stages, self._rules, turn=turn, work=self._work)
+
+    def _rescue(self) -> list[Move]:
+        if self._rules.strategy != "gain":
+            return []
+        return rescue(self._stages(), self._rules, self._work)
+
+    def _stages(self) -> list[Mapping[str, PeerRecord]]:
+        return [self._view.stages.get(stage, {}) for stage in range(self._num_stages)]
+
+    async def _tell(self, move: Move) -> None:
+        logger.info(
+            "%s is to move from stage %d to stage %d: %s",
+            *(move.peer[-6:], move.source, move.target, move.reason),
+        )
+        request = MoveTo(
+            round=self._leadership.round,
+            stage=move.target,
+            reason=f"{move.reason:.200}",
+        )
+        message = Message(to_header(request, self._swarm))
+        try:
+            timeout_s = self._timeout_s
+            reply = await self._calls.call(move.peer, message, timeout_s=timeout_s)
+        except PeerError as error:
+            logger.warning("%s does not move: %s", move.peer[-6:], error)
+            return
+        if (status := reply.header.get("status")) != Status.OK:
+            logger.warning("%s does not move: %.40s", move.peer[-6:], status)

@@ -45,7 +45,7 @@ class StageSaving:
 
     async def save(self, request: SaveState) -> Message:
         """Only the copy on the device has to wait for its turn, not the writing."""
-        if request.round < self._state.promise:
+        if self._state.follows_newer(request.round):
             return refusal(Status.OLD_ROUND, promise=list(self._state.promise))
         position, arrays = await self._changes.read(self._read())
         asked = request.generation, request.step

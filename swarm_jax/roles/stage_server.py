@@ -205,7 +205,7 @@ class StageServer:
         }
 
     def _move_to(self, request: MoveTo) -> Message:
-        if request.round < self.state.promise:
+        if self.state.follows_newer(request.round):
             return refusal(Status.OLD_ROUND, promise=list(self.state.promise))
         if self.state.state != ONLINE or request.stage == self.state.stage:
             return refusal(Status.NOT_ONLINE)

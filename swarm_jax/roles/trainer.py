@@ -1,7 +1,7 @@
 """Feeds and closes the steps of a swarm; stands by while another trainer leads."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.newest import Newest
@@ -13,6 +13,7 @@ from swarm_jax.roles.leader import Leader
 from swarm_jax.roles.leadership import Deposed, Leadership
 from swarm_jax.roles.lease import Lease
 from swarm_jax.roles.peers import SwarmView
+from swarm_jax.roles.rebalancing import Rebalancing
 from swarm_jax.roles.relay import NextStage
 from swarm_jax.roles.saving import Saving
 from swarm_jax.roles.supervised import supervised
@@ -32,6 +33,8 @@ class Trainer:
         server_command: The command that starts a peer of a stage, for people.
         restart_if_lost: Asked whether the run may go back, to a checkpoint or to step
             0, when a stage's state is gone.
+        stage_work: Of each stage its cost per token, relative to the others; None:
+            equal.
     """
 
     def __init__(
@@ -46,9 +49,12 @@ class Trainer:
         learning_rate: Callable[[int], float],
         server_command: Callable[[int], str],
         restart_if_lost: Callable[[], bool] = lambda: False,
+        stage_work: Sequence[float] | None = None,
     ):
         self._config = config
         self._calls = calls
+        self._directory = directory
+        self._stage_work = stage_work
         self._data = data
         self._server_command = server_command
         self._restart_if_lost = restart_if_lost
@@ -97,6 +103,14 @@ class Trainer:
         first_stage = NextStage(self._config, 0, self._calls, self._view, [])
         leadership = Leadership(self._config, self._calls, self._calls.peer_id, number)
         saving = Saving(self._config, self._calls)
+        rebalancing = Rebalancing(
+            self._config,
+            calls=self._calls,
+            directory=self._directory,
+            view=self._view,
+            leadership=leadership,
+            work=self._stage_work,
+        )
         leader = Leader(
             self._config,
             leadership=leadership,
@@ -110,7 +124,7 @@ class Trainer:
             restart_if_lost=self._restart_if_lost,
         )
         try:
-            await supervised(leader.lead(), self._lease.keep(number))
+            await supervised(leader.lead(), self._lease.keep(number), rebalancing.run())
         finally:
             saving.close()
             leadership.close()

@@ -52,6 +52,7 @@ def modelled_config(
     config.tuning.directory_expiry_s = 4.0
     config.tuning.relay_timeout_s = 20.0
     config.tuning.allreduce_timeout_s = 6.0
+    config.tuning.rebalancing.strategy = "off"
     return config.check()
 
 
