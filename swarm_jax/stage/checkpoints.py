@@ -108,8 +108,9 @@ class CheckpointFolder:
         folder = self._step(step)
         with self._writing(f"step {step} was not marked complete"):
             layers = _layers(folder.parts(marker).values())
+            older = [other for other in self.steps(layers) if other < step]
             if layers and folder.write_marker(marker):
-                self._prune(step, layers)
+                self._prune([*older, step])
 
     def holds(self, step: int, digests: Mapping[int, str], stage: int) -> bool:
         """Whether that stage's part, with that digest, is here."""
@@ -207,18 +208,19 @@ class CheckpointFolder:
             f"another folder, or go on with the config in {folder.marker_path}"
         )
 
-    def _prune(self, newest: int, layers: Collection[str]) -> None:
-        """Removes what is older than ``newest`` and not to be kept.
+    def _prune(self, complete: Sequence[int]) -> None:
+        """Removes what is older than the last of these and not to be kept.
 
         Of that step itself nothing goes, nor of later ones: others may be saving them.
         """
-        numbers = [step for step in self._numbers() if step <= newest]
-        complete = [step for step in numbers if self._can_load(step, layers)]
         kept = kept_steps(complete, self._keep_last, self._keep_every_steps)
-        for step in numbers[:-1]:
-            if step not in kept:
+        for step in self._numbers():
+            if step >= complete[-1]:
+                continue
+            marker = self._marker(step) if step in kept else None
+            if marker is None:
                 self._step(step).remove()
-            elif (marker := self._marker(step)) is not None:
+            else:
                 self._step(step).remove_unnamed(marker)
 
     def _numbers(self) -> list[int]:

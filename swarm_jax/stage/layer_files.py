@@ -66,7 +66,8 @@ def read_layer(
             folder,
             args=orbax.args.PyTreeRestore(item, as_numpy, partial_restore=True),
         )
-    # Orbax lets through whatever its parsers raise on damaged files.
+    # Orbax lets through whatever its parsers raise on damaged files. It closes its loop
+    # while other arrays come in: "Event loop is closed" is then printed, and no harm.
     except Exception as error:
         raise Unreadable(f"{folder}: {type(error).__name__}: {error}") from error
     arrays = {name: _at(tree, name) for name in records}

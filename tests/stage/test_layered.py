@@ -1,5 +1,6 @@
 """States by layer: names, and every partition onto every other one."""
 
+import functools
 import itertools
 
 import jax
@@ -11,8 +12,10 @@ import pytest
 from models.config import GPTConfig
 from models.functional import from_layers, make_stage, to_layers
 from swarm_jax.errors import CheckpointError
+from swarm_jax.stage.checkpoints import CheckpointFolder
 from swarm_jax.stage.inline import InlineCompute
 from swarm_jax.stage.layered import LayeredState, nested
+from swarm_jax.stage.manifests import Saved
 
 CONFIG = GPTConfig(
     num_layers=4,
@@ -41,6 +44,7 @@ OPTIMIZERS = {
 }
 
 
+@functools.cache
 def structure_of(first_layer, num_layers, optimizer):
     stage = make_stage(CONFIG, first_layer, num_layers)
 
@@ -102,6 +106,30 @@ def test_every_partition_is_restored_onto_every_other(optimizer):
         for stage, leaves in target:
             mine = {name: saved[name] for name in stage.names}
             assert as_bytes(stage.join(mine, counts)) == as_bytes(leaves)
+
+
+def test_partitions_on_disk_are_restored_onto_others(tmp_path):
+    partitions = (4,), (1, 3), (2, 1, 1), (1, 1, 1, 1)
+    optimizer = OPTIMIZERS["adamw"]
+    structure = structure_of(0, 4, optimizer)
+    layers, shared = LayeredState(structure, 0).split(random_leaves(structure))
+    for partition in partitions:
+        folder = CheckpointFolder(tmp_path / str(partition), model_fingerprint="ours")
+        digests = {}
+        for stage, layered in enumerate(layered_stages(partition, optimizer)):
+            leaves = layered.join({n: layers[n] for n in layered.names}, shared)
+            saved = Saved(5, 0, f"stage {stage}", (4, 0.5))
+            digests[stage] = folder.save(
+                stage, len(partition), saved, *layered.split(leaves)
+            )
+        folder.complete(5, 0, digests, config={}, summary={})
+        for target in partitions:
+            for layered in layered_stages(target, optimizer):
+                saved, *arrays = folder.load(5, layered.names)
+                mine = {name: layers[name] for name in layered.names}
+                expected = layered.join(mine, shared)
+                assert as_bytes(layered.join(*arrays)) == as_bytes(expected)
+                assert saved.last_commit == (4, 0.5)
 
 
 def test_layers_and_arrays_have_names_that_tell_no_partition():
