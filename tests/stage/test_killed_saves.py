@@ -48,17 +48,22 @@ def assert_restores(folder, step):
 
 
 class Disk:
-    """Copies a folder before every call of this process that changes a file."""
+    """Copies a folder before every call of this process that changes a file.
+
+    Attributes:
+        calls: (event, name of the file), for what no copy can show.
+    """
 
     def __init__(self):
         self.root = None
         self.copies = []
+        self.calls = []
         self._lock = threading.RLock()
         self._busy = False
         sys.addaudithook(self._before)
 
     def watch(self, root):
-        self.root, self.copies = root, []
+        self.root, self.copies, self.calls = root, [], []
 
     def stop(self):
         self.root = None
@@ -70,6 +75,7 @@ class Disk:
         with self._lock:
             if not self._busy:
                 self._busy = True
+                self.calls.append((event, Path(str(arguments[0])).name))
                 copy = contents(self.root)
                 if copy not in self.copies:
                     self.copies.append(copy)
@@ -123,6 +129,7 @@ def test_no_kill_while_saving_leaves_half_a_checkpoint(disk, tmp_path):
         checkpoint(left, 30)
         assert left.steps() == [20, 30]
         assert len(list((left.root / "step_00000020").iterdir())) == 3
+    assert ("open", f"stage_0.{digest}.json") not in disk.calls
 
 
 def test_no_kill_while_completing_leaves_half_a_checkpoint(disk, tmp_path):
@@ -147,6 +154,10 @@ def test_no_kill_while_completing_leaves_half_a_checkpoint(disk, tmp_path):
         assert left.steps() == [30, 40]
         assert len(list(left.root.iterdir())) == 2
     assert found == {(10, 20), (10, 20, 30), (20, 30)}
+    written = [name for event, name in disk.calls if event == "open"]
+    assert sum(name.endswith(".partial") for name in written) == 1
+    removed = [name for event, name in disk.calls if event == "os.remove"]
+    assert removed[0] == "complete.json"
 
 
 CHILD = """
