@@ -75,3 +75,7 @@ class Diverged(SwarmError):
 
 class Abandoned(SwarmError):
     """``Count.start`` said no: the device was not started, nothing was done."""
+
+
+class CheckpointError(SwarmError):
+    """A checkpoint could not be written or restored. The message says what to do."""

@@ -7,6 +7,12 @@ queue.py        the order in which a device works
 compute.py      one stage on one device: programs, state and queue together
 inline.py       the device in the event loop's thread: tests, virtual time
 threaded.py     the device behind a dispatch thread: live
+layered.py      a stage's state by layer, whatever the partition
+layer_files.py  one layer's arrays as an Orbax checkpoint, hashed
+manifests.py    what is written beside the arrays: a stage's manifest, the marker
+step_folder.py  what is on the disk of one step
+checkpoints.py  swarm checkpoints in a folder: save, complete, restore, prune
+saved_stage.py  the same for a server, off its event loop
 export.py       parameters in a file, by layer
 whole_model.py  the control: plain training of the whole model in one process
 """

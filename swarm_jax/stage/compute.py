@@ -116,6 +116,12 @@ class StageCompute:
         return self._params
 
     @property
+    def state_structure(self) -> Any:
+        """``(params, opt_state)`` as ``jax.ShapeDtypeStruct``: what ``state`` gives."""
+        leaves = [jax.ShapeDtypeStruct(shape, d) for d, shape in self.state_specs]
+        return jax.tree.unflatten(self._state_structure, leaves)
+
+    @property
     def queued(self) -> int:
         return self._queue.queued
 

@@ -1,0 +1,126 @@
+"""A stage's state by layer, under names that do not depend on the partition.
+
+The parameters have the top level "embed", "blocks" (stacked over the stage's blocks on
+axis 0) and "head"; an optimizer's state has subtrees like them. So an array belongs to
+the layer that its key path names; what names none, an update count, is shared by all.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from swarm_jax.errors import CheckpointError
+
+Arrays = dict[str, np.ndarray]
+Layers = dict[str, Arrays]
+
+EMBED, BLOCKS, HEAD = "embed", "blocks", "head"
+
+
+class LayeredState:
+    """Translates a stage's state to layers by name and back.
+
+    Args:
+        state: ``(params, opt_state)``, arrays or ``jax.ShapeDtypeStruct``.
+        first_layer: The first of the stage's blocks, counted over the whole model.
+
+    Attributes:
+        names: Its layers in order: "embed", "layers.0", ..., "head".
+    """
+
+    def __init__(self, state: Any, first_layer: int):
+        leaves = jax.tree.leaves_with_path(state)
+        self._places = [_place(path) for path, _ in leaves]
+        stacked = {
+            leaf.shape[:1]
+            for (_, leaf), place in zip(leaves, self._places, strict=True)
+            if place.part == BLOCKS
+        }
+        assert len(stacked) == 1, f"blocks are stacked on axis 0: {stacked}"
+        ((num_layers,),) = stacked
+        self._blocks = [f"layers.{first_layer + index}" for index in range(num_layers)]
+        parts = {place.part for place in self._places}
+        self.names = (
+            *([EMBED] if EMBED in parts else []),
+            *self._blocks,
+            *([HEAD] if HEAD in parts else []),
+        )
+
+    def split(self, leaves: Sequence[np.ndarray]) -> tuple[Layers, Arrays]:
+        """The state by layer, and what belongs to no layer. Nothing is copied.
+
+        Args:
+            leaves: Of ``(params, opt_state)``, as ``StageCompute.state`` gives them.
+
+        Returns:
+            ``(layers, shared)``; arrays have names like "params/output/kernel" and
+            "opt_state/0/mu/output/kernel".
+        """
+        layers: Layers = {name: {} for name in self.names}
+        shared: Arrays = {}
+        for (part, name), leaf in zip(self._places, leaves, strict=True):
+            if part is None:
+                shared[name] = leaf
+            elif part == BLOCKS:
+                for index, layer in enumerate(self._blocks):
+                    layers[layer][name] = leaf[index, ...]
+            else:
+                layers[part][name] = leaf
+        return layers, shared
+
+    def join(
+        self,
+        layers: Mapping[str, Mapping[str, np.ndarray]],
+        shared: Mapping[str, np.ndarray],
+    ) -> list[np.ndarray]:
+        """The inverse of ``split``.
+
+        Raises:
+            CheckpointError: An array is not there.
+        """
+
+        def leaf(place: _Place) -> np.ndarray:
+            if place.part is None:
+                return shared[place.name]
+            if place.part == BLOCKS:
+                return np.stack([layers[layer][place.name] for layer in self._blocks])
+            return layers[place.part][place.name]
+
+        try:
+            return [leaf(place) for place in self._places]
+        except KeyError as missing:
+            raise CheckpointError(
+                f"the checkpoint lacks {missing}, which this stage has: was it saved "
+                "with another version of optax? Restore it with the versions that its "
+                "manifest names"
+            ) from None
+
+
+def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"a/b": x}`` as ``{"a": {"b": x}}``."""
+    tree: dict[str, Any] = {}
+    for name, value in arrays.items():
+        *above, last = name.split("/")
+        node = tree
+        for key in above:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree
+
+
+class _Place(NamedTuple):
+    """Where a leaf belongs: a part of the parameters' top level, or None."""
+
+    part: str | None
+    name: str
+
+
+def _place(path: tuple[Any, ...]) -> _Place:
+    state, *keys = (jax.tree_util.keystr((key,), simple=True) for key in path)
+    root = ("params", "opt_state")[int(state)]
+    at = next((i for i, key in enumerate(keys) if key in (EMBED, BLOCKS, HEAD)), None)
+    if at is None:
+        return _Place(None, "/".join((root, *keys)))
+    return _Place(keys[at], "/".join((root, *keys[:at], *keys[at + 1 :])))
