@@ -18,7 +18,7 @@ class StartupError(SwarmError):
 
 
 class CheckpointError(SwarmError):
-    """A state could not be saved or restored. The message says which and why."""
+    """A checkpoint could not be written or restored. The message says what to do."""
 
 
 class PeerError(SwarmError):
@@ -75,7 +75,3 @@ class Diverged(SwarmError):
 
 class Abandoned(SwarmError):
     """``Count.start`` said no: the device was not started, nothing was done."""
-
-
-class CheckpointError(SwarmError):
-    """A checkpoint could not be written or restored. The message says what to do."""

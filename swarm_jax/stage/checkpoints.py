@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from swarm_jax.stage.step_folder import Part, StepFolder
 logger = logging.getLogger(__name__)
 
 _STEP = "step_"
+_NAME = "folder_name"
 
 
 class CheckpointFolder:
@@ -111,6 +113,19 @@ class CheckpointFolder:
             older = [other for other in self.steps(layers) if other < step]
             if layers and folder.write_marker(marker):
                 self._prune([*older, step])
+
+    def name(self) -> str:
+        """The same for all who use this folder, whatever path leads them to it.
+
+        Raises:
+            CheckpointError: Nothing can be written there.
+        """
+        path = self.root / _NAME
+        with self._writing("no checkpoint can be saved"):
+            if not path.exists():
+                self.root.mkdir(parents=True, exist_ok=True)
+                path.write_text(uuid.uuid4().hex)
+            return path.read_text().strip()
 
     def holds(self, step: int, digests: Mapping[int, str], stage: int) -> bool:
         """Whether that stage's part, with that digest, is here."""

@@ -16,73 +16,59 @@ from swarm_jax.stage.manifests import Saved, describe
 logger = logging.getLogger(__name__)
 
 
-Loaded = tuple[int, int, str, tuple[int, float | None] | None, list[np.ndarray]]
-
-
-class CommitRecord(Protocol):
-    """How a step was committed; the norm is None when it was skipped."""
-
-    step: int
-    gradient_norm: float | None
-
-
 class Position(Protocol):
-    """Which parameters a server has."""
+    """Which parameters a server has.
+
+    Attributes:
+        last_commit: Step and gradient norm (None: it was skipped), if there is one.
+    """
 
     generation: int
     step: int
     lineage: str
-    last_commit: CommitRecord | None
+    last_commit: tuple[int, float | None] | None
 
 
 class SavedStage:
-    """What a stage server saves and restores; its work is done by a thread of its own.
+    """``roles.checkpoints.Checkpoints``; its work is done by a thread of its own.
 
     Args:
         layered: Of the server's stage.
-        shared: Checkpoints of the whole swarm, if there is a place that all reach.
-        own: This server's stage alone, in a place of its own, if it keeps that.
         config: Of the experiment; it goes into the checkpoints.
 
+    Attributes:
+        folder: Names the folder, the same for all who share it.
+
     Raises:
-        CheckpointError: A folder has checkpoints of another experiment.
+        CheckpointError: The folder has checkpoints of another experiment, or cannot be
+            written to.
     """
 
     def __init__(
         self,
         layered: LayeredState,
+        checkpoints: CheckpointFolder,
         *,
         stage: int,
         num_stages: int,
-        shared: CheckpointFolder | None,
-        own: CheckpointFolder | None,
         config: Mapping[str, Any],
     ):
         self._layered = layered
+        self._checkpoints = checkpoints
         self._stage = stage
         self._num_stages = num_stages
-        self._shared = shared
-        self._own = own
         self._config = config
-        self._folders = [folder for folder in (own, shared) if folder is not None]
         self._worker = ThreadPoolExecutor(1, "checkpoints")
         self._saving: Future | None = None
-        self._steps = self._find_steps()
+        self._damaged: set[int] = set()
+        self._look()
 
     def steps(self) -> list[int]:
-        """Steps that can be restored, ascending, as of the last ``refresh``."""
+        """Steps that this stage can be restored at, as of the last ``complete``."""
         return self._steps
 
-    async def refresh(self) -> None:
-        """Looks for what others have completed; ``complete`` does so as well."""
-        self._steps = await self._run(self._find_steps)
-
-    async def save(
-        self, position: Position, state: Sequence[np.ndarray], *, to_shared: bool
-    ) -> str:
-        """Saves to the server's own folder and, if asked, to the shared one.
-
-        To be cancelled stops only the waiting.
+    async def save(self, position: Position, state: Sequence[np.ndarray]) -> str:
+        """To be cancelled stops only the waiting.
 
         Args:
             state: As ``StageCompute.state`` gives it; not to be changed meanwhile.
@@ -98,10 +84,10 @@ class SavedStage:
                 f"busy: step {position.step} is not saved, since the save before it is "
                 "not over. Save less often, or to a faster disk"
             )
-        folders = [self._own, self._shared if to_shared else None]
-        used = [folder for folder in folders if folder is not None]
-        assert used, "nowhere to save to"
-        self._saving = self._worker.submit(self._save, _plain(position), state, used)
+        saved = Saved(
+            position.step, position.generation, position.lineage, position.last_commit
+        )
+        self._saving = self._worker.submit(self._save, saved, state)
         return await asyncio.wrap_future(self._saving)
 
     async def complete(
@@ -111,32 +97,28 @@ class SavedStage:
         digests: Mapping[int, str],
         summary: Mapping[str, Any],
     ) -> None:
-        """Marks a step complete wherever a part of it is held.
+        """Marks a step complete where a part of it is held.
 
         Raises:
             CheckpointError: See ``CheckpointFolder.complete``.
         """
 
         def mark() -> None:
-            for folder in self._folders:
-                folder.complete(
+            try:
+                self._checkpoints.complete(
                     step, generation, digests, config=self._config, summary=summary
                 )
+                self._damaged.discard(step)
+            finally:
+                self._look()
 
-        try:
-            await self._run(mark)
-        finally:
-            await self.refresh()
+        await self._run(mark)
 
-    async def load(self, step: int) -> Loaded:
-        """From its own folder, else from the shared one.
-
-        Returns:
-            ``(generation, step, lineage, last_commit, state)``; ``last_commit`` is
-            (step, gradient norm) or None.
+    async def load(self, step: int) -> tuple[Saved, list[np.ndarray]]:
+        """What was saved; a damaged step is none of ``steps`` any more.
 
         Raises:
-            CheckpointError: It is in neither, or damaged.
+            CheckpointError: It is not there, or damaged.
         """
         return await self._run(self._load, step)
 
@@ -147,54 +129,25 @@ class SavedStage:
     async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.wrap_future(self._worker.submit(function, *arguments))
 
-    def _find_steps(self) -> list[int]:
-        found: set[int] = set()
-        if self._own is not None:
-            found.update(self._own.steps(self._layered.names))
-        if self._shared is not None:
-            found.update(self._shared.steps())
-        return sorted(found)
+    def _look(self) -> None:
+        self.folder = self._checkpoints.name()
+        found = self._checkpoints.steps(self._layered.names)
+        self._steps = [step for step in found if step not in self._damaged]
 
-    def _save(
-        self,
-        saved: Saved,
-        state: Sequence[np.ndarray],
-        folders: Sequence[CheckpointFolder],
-    ) -> str:
+    def _save(self, saved: Saved, state: Sequence[np.ndarray]) -> str:
         layers, shared = self._layered.split(state)
-        fingerprint = folders[0].model_fingerprint
+        fingerprint = self._checkpoints.model_fingerprint
         manifest = describe(
             self._stage, self._num_stages, fingerprint, saved, layers, shared
         )
-        for folder in folders:
-            folder.write(manifest, layers)
+        self._checkpoints.write(manifest, layers)
         return manifest.digest
 
-    def _load(self, step: int) -> Loaded:
-        reasons = []
-        for folder in self._folders:
-            try:
-                saved, *arrays = folder.load(step, self._layered.names)
-            except CheckpointError as reason:
-                logger.warning("%s", reason)
-                reasons.append(str(reason))
-            else:
-                state = self._layered.join(*arrays)
-                return (
-                    saved.generation,
-                    saved.step,
-                    saved.lineage,
-                    saved.last_commit,
-                    state,
-                )
-        raise CheckpointError("; ".join(reasons))
-
-
-def _plain(position: Position) -> Saved:
-    commit = position.last_commit
-    return Saved(
-        position.step,
-        position.generation,
-        position.lineage,
-        None if commit is None else (commit.step, commit.gradient_norm),
-    )
+    def _load(self, step: int) -> tuple[Saved, list[np.ndarray]]:
+        try:
+            saved, layers, shared = self._checkpoints.load(step, self._layered.names)
+            return saved, self._layered.join(layers, shared)
+        except CheckpointError:
+            self._damaged.add(step)
+            self._look()
+            raise
