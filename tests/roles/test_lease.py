@@ -4,6 +4,7 @@ import asyncio
 
 from swarm_jax.net.local import LocalNetwork
 from swarm_jax.roles.lease import Lease
+from swarm_jax.roles.standby import Standby
 from swarm_jax.sim.clock import run_virtual
 
 KEY = "run.trainer"
@@ -13,6 +14,7 @@ def make_lease(config, network: LocalNetwork, trainer: str, directory=None) -> L
     return Lease(
         config,
         directory or network.directory(trainer),
+        Standby(config, network.find(trainer) or network.calls(trainer)),
         key=KEY,
         trainer=trainer,
         data_digest="data",
