@@ -1,6 +1,7 @@
 """What a trainer that stands by knows of the one that leads, before its lease ends."""
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from swarm_jax.roles.messages import (
     to_header,
 )
 from swarm_jax.roles.watches import answer_watch
+
+logger = logging.getLogger(__name__)
 
 UNREACHABLE = PeerLost, PeerStalled, PeerTimeout
 
@@ -77,6 +80,7 @@ class Standby:
             while await self._is_there(term.trainer, WATCH_S):
                 pass
             if not await self._is_there(term.trainer, 0.0):
+                logger.warning("trainer %s, which leads, is gone", term.trainer[-6:])
                 return term
 
     async def _until_there(self, trainer: str) -> None:
