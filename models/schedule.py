@@ -1,4 +1,4 @@
-"""The learning rate as a plain number: no jax, so that who only records it starts soon."""
+"""The learning rate as a number, without jax: who only records it starts sooner."""
 
 import math
 from typing import Protocol

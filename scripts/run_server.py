@@ -54,7 +54,6 @@ async def serve(args, config) -> int:
     with imports.many():
         from scripts import process, wiring
         from swarm_jax.roles.placing import choose_stage
-
     process.log_to_stderr()
     wiring.prepare_jax(config)
     with contextlib.ExitStack() as closing:

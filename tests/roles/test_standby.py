@@ -4,13 +4,13 @@ import asyncio
 
 import pytest
 
+from swarm_jax.core.ids import Round
 from swarm_jax.errors import BadMessage
 from swarm_jax.net.local import LocalNetwork
 from swarm_jax.net.protocols import Message
 from swarm_jax.roles.lease import Lease
 from swarm_jax.roles.messages import WATCH_S, Collect, Status, Watch, to_header
 from swarm_jax.roles.standby import Standby, Watched
-from swarm_jax.core.ids import Round
 from swarm_jax.sim.clock import run_virtual
 
 HEARTBEAT_S, LEASE_S = 1.0, 20.0
@@ -109,9 +109,7 @@ def test_a_connection_that_breaks_once_changes_nothing(config):
 def test_who_was_frozen_itself_does_not_follow_a_leader_that_is_there(config):
     def sleep(pair):
         pair.network.freeze("second")
-        asyncio.get_running_loop().call_later(
-            LEASE_S / 2, pair.network.thaw, "second"
-        )
+        asyncio.get_running_loop().call_later(LEASE_S / 2, pair.network.thaw, "second")
 
     assert take_over_s(config, sleep, 3 * LEASE_S) is None
 
