@@ -3,10 +3,11 @@
 config.py      GPTConfig: sizes and choices of the model; no jax
 gpt.py         decoder-only Transformer as NNX modules
 functional.py  the same as pure functions of plain pytrees, stage by stage
+schedule.py    the learning rate of a step, as a number
 
 An implementation in PyTorch, to compare with; nothing else needs torch:
 
 torch_gpt.py       the same model, written from the formulas
-torch_training.py  its training: schedule, clipping, AdamW
+torch_training.py  its training: clipping, AdamW
 torch_parity.py    how far JAX and PyTorch come apart
 """

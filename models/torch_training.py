@@ -1,6 +1,5 @@
-"""Training of the PyTorch model: schedule, clipping, AdamW, steps of many sequences."""
+"""Training of the PyTorch model: clipping, AdamW, steps of many sequences."""
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from models.config import GPTConfig
+from models.schedule import learning_rate
 from models.torch_gpt import TorchGPT, load_layers
 
 # Shape suffixes: N sequences of a step, L sequence.
@@ -55,21 +55,6 @@ class StepResult:
     gradient_norm: float
     learning_rate: float
     step_s: float
-
-
-def learning_rate(settings: OptimizerSettings, count: int, steps: int) -> float:
-    """Linear warm-up from 0, then a cosine that ends at ``steps``.
-
-    Args:
-        count: Updates already made.
-        steps: Updates of the whole run.
-    """
-    peak, final = settings.learning_rate, settings.final_learning_rate
-    if count < settings.warmup_steps:
-        return peak * count / settings.warmup_steps
-    length = max(steps - settings.warmup_steps, 1)
-    progress = min((count - settings.warmup_steps) / length, 1.0)
-    return final + (peak - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
 class TorchTrainer:

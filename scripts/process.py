@@ -175,7 +175,14 @@ def log_to_stderr() -> None:
         datefmt="%H:%M:%S",
         force=True,
     )
-    logging.getLogger("jax").setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """jax tells of each program. Not by its logger's level, since hivemind renames
+    WARNING, and jax, when imported after that, knows no level of the new name."""
+    return record.levelno >= logging.WARNING or not record.name.startswith("jax")
 
 
 def announce_ready(args: argparse.Namespace, node: HivemindNode) -> None:

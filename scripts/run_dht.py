@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from swarm_jax.launcher import commands, flags
+from swarm_jax.launcher import commands, flags, imports
 from swarm_jax.metrics import write_json
 
 
@@ -42,7 +42,8 @@ async def serve(args, greet) -> None:
         args: Parsed options.
         greet: What to print, given the node's addresses.
     """
-    from swarm_jax.net.hivemind_node import start_node
+    with imports.many():
+        from swarm_jax.net.hivemind_node import start_node
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from scripts import signal_at
 from swarm_jax.errors import ConfigError
-from swarm_jax.launcher import flags, preemption
+from swarm_jax.launcher import flags, imports, preemption
 from swarm_jax.metrics import MetricsWriter, make_workdir
 
 
@@ -51,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def serve(args, config) -> int:
     """Serves until told to leave; 0 when that lost nothing, else 1."""
-    from scripts import process, wiring
-    from swarm_jax.roles.placing import choose_stage
-
+    with imports.many():
+        from scripts import process, wiring
+        from swarm_jax.roles.placing import choose_stage
     process.log_to_stderr()
     wiring.prepare_jax(config)
     with contextlib.ExitStack() as closing:

@@ -17,9 +17,10 @@ import sys
 import time
 from collections.abc import Sequence
 
+from models.schedule import learning_rate
 from scripts import signal_at
 from swarm_jax.errors import Diverged
-from swarm_jax.launcher import flags
+from swarm_jax.launcher import flags, imports
 from swarm_jax.metrics import (
     MetricsWriter,
     TensorBoardWriter,
@@ -57,9 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def train(args, config) -> int:
     """Returns 0 when the run is finished, else what the signal asks for."""
-    from scripts import process, wiring
-    from swarm_jax.data.dataset import open_dataset
-    from swarm_jax.roles.trainer import Trainer
+    with imports.many():
+        from scripts import process
+        from swarm_jax.data.dataset import open_dataset
+        from swarm_jax.roles.trainer import Trainer
 
     process.log_to_stderr()
     started_s = time.monotonic()
@@ -80,7 +82,9 @@ async def train(args, config) -> int:
             data=data,
             steps=steps,
             swarm=MetricsWriter(metrics / swarm_file),
-            learning_rate=wiring.make_schedule_of(config),
+            learning_rate=lambda step: learning_rate(
+                config.optimizer, step, config.steps
+            ),
             server_command=lambda stage: process.server_command(
                 args, network.node, stage
             ),

@@ -12,6 +12,7 @@ import optax
 from models import functional
 from swarm_jax.config import ExperimentConfig, to_dict
 from swarm_jax.core.partition import StageLayers, partition_layers
+from swarm_jax.stage.ahead import compile_ahead
 from swarm_jax.stage.codec import make_codec
 from swarm_jax.stage.compute import StageCompute
 from swarm_jax.stage.export import save_layers
@@ -87,6 +88,7 @@ def make_compute(
     programs, init = make_programs(config, stage), _make_init(config, stage)
     if inline:
         return InlineCompute(programs, init, duration_s)
+    compile_ahead(programs, init)
     return ThreadedCompute(programs, init)
 
 

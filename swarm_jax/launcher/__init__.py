@@ -1,6 +1,7 @@
 """Starts, watches and stops the processes of a swarm on one machine.
 
 flags.py         options that the scripts share; errors as one line
+imports.py       large libraries, imported in less time
 environment.py   threads, devices and caches of each process
 processes.py     child processes: logs, deaths, stopping
 swarm.py         bootstrap, stage servers and trainer of one run

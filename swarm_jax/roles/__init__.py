@@ -13,6 +13,7 @@
     leaving.py        finishes, hands the sum over, goes
     stage_server.py   serves one stage: what is let in, and who answers it
     lease.py          who leads
+    standby.py        whether who leads is still there
     leadership.py     one trainer's term: its rounds, questions within a round
     watches.py        who of the peers is still there
     leader.py         the loop: collect, decide, act

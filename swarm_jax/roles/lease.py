@@ -13,6 +13,7 @@ from swarm_jax.core.newest import Newest
 from swarm_jax.errors import ConfigError
 from swarm_jax.net.protocols import Directory
 from swarm_jax.roles.messages import MalformedHeader, commit_from_header, read
+from swarm_jax.roles.standby import Standby, Term
 
 MAX_NUMBER = 2**48
 """Larger term numbers are nonsense: they would leave no room for those after them."""
@@ -22,6 +23,7 @@ class Lease:
     """One trainer's claim to lead.
 
     Args:
+        standby: Knows which of the others are gone.
         key: Directory key that all trainers of the swarm share.
         data_digest: Of corpus and tokenizer; trainers with other data must not lead.
         newest: How far the run has been: told, and learned from other trainers, so that
@@ -32,6 +34,7 @@ class Lease:
         self,
         config: ExperimentConfig,
         directory: Directory,
+        standby: Standby,
         *,
         key: str,
         trainer: str,
@@ -39,6 +42,7 @@ class Lease:
         newest: Newest,
     ):
         self._directory = directory
+        self._standby = standby
         self._key = key
         self._trainer = trainer
         self._data_digest = data_digest
@@ -48,21 +52,33 @@ class Lease:
         self._seen = 0
 
     async def acquire(self) -> int:
-        """Waits until nobody else leads; returns the number of our term.
+        """Waits until nobody else leads, or who does is gone.
 
         Numbers are remembered: that of a dead leader expires with its lease.
+
+        Returns:
+            The number of our term.
 
         Raises:
             ConfigError: Another trainer of this swarm has other data.
         """
-        while True:
-            claims = await self._claims()
-            self._seen = max([self._seen, *(c["number"] for c in claims.values())])
-            others = [claim for t, claim in claims.items() if t != self._trainer]
-            if not any(claim["leads"] for claim in others):
-                self._seen += 1
-                return await self._claim(self._seen)
-            await asyncio.sleep(self._lease_s / 5)
+        try:
+            while not self._standby.are_gone(leading := await self._leading()):
+                await self._standby.watch(leading, self._lease_s / 5)
+        finally:
+            self._standby.end()
+        self._seen += 1
+        return await self._claim(self._seen)
+
+    async def _leading(self) -> set[Term]:
+        """Others that lead, as far as the directory says."""
+        claims = await self._claims()
+        self._seen = max([self._seen, *(c["number"] for c in claims.values())])
+        return {
+            Term(trainer, claim["number"])
+            for trainer, claim in claims.items()
+            if claim["leads"] and trainer != self._trainer
+        }
 
     async def _claim(self, number: int) -> int:
         """Who is told to leave in the middle must not keep others from leading."""

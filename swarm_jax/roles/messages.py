@@ -48,7 +48,7 @@ class Status(StrEnum):
 
 
 WATCH_S = 30.0
-"""How long a peer takes to answer ``Watch``."""
+"""The longest that a peer takes to answer ``Watch``."""
 
 
 class MalformedHeader(ValueError):
@@ -92,9 +92,14 @@ class Collect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """Answer after ``WATCH_S``: until then, your heartbeats say that you are there."""
+    """Answer later: until then, your heartbeats say that you are there.
+
+    Attributes:
+        for_s: After how long; at most ``WATCH_S``.
+    """
 
     op: ClassVar[str] = "watch"
+    for_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,6 @@ from swarm_jax.roles.compute import Compute
 from swarm_jax.roles.joining import Joining
 from swarm_jax.roles.leaving import Leaving
 from swarm_jax.roles.messages import (
-    WATCH_S,
     Collect,
     Commit,
     CompleteSave,
@@ -53,6 +52,7 @@ from swarm_jax.roles.relaying import Relaying
 from swarm_jax.roles.snapshots import Snapshots
 from swarm_jax.roles.stage_control import StageControl
 from swarm_jax.roles.stage_saving import StageSaving
+from swarm_jax.roles.watches import answer_watch
 
 logger = logging.getLogger(__name__)
 
@@ -329,8 +329,7 @@ class StageServer:
             case HandOver():
                 return await self._control.take_over(request, message.arrays)
             case Watch():
-                await asyncio.sleep(WATCH_S)
-                return Message({"status": Status.OK})
+                return await answer_watch(request)
             case FetchManifest():
                 return await self._snapshots.manifest(request)
             case FetchChunk():

@@ -16,6 +16,7 @@ from swarm_jax.roles.peers import SwarmView
 from swarm_jax.roles.rebalancing import Rebalancing
 from swarm_jax.roles.relay import NextStage
 from swarm_jax.roles.saving import Saving
+from swarm_jax.roles.standby import Standby, Watched
 from swarm_jax.roles.supervised import supervised
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Trainer:
         self._lease = Lease(
             config,
             directory,
+            Standby(config, calls),
             key=f"{self._view.prefix}.trainer",
             trainer=calls.peer_id,
             data_digest=data.digest,
@@ -84,6 +86,7 @@ class Trainer:
             ConfigError: Another trainer of this swarm has other data.
         """
         await self._view.join()
+        await self._calls.serve(Watched(self._config.swarm_fingerprint()))
         return await supervised(
             self._lead_in_turns(), self._view.keep_fresh(), self._journal.watch()
         )

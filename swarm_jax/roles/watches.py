@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from swarm_jax.net.protocols import Message, PeerCalls
-from swarm_jax.roles.messages import WATCH_S, Watch, to_header
+from swarm_jax.roles.messages import WATCH_S, Status, Watch, to_header
 
 
 class Watches:
@@ -21,7 +21,7 @@ class Watches:
 
     def __init__(self, calls: PeerCalls, swarm: str, on_lost: Callable[[str], None]):
         self._calls = calls
-        self._message = Message(to_header(Watch(), swarm))
+        self._message = Message(to_header(Watch(for_s=WATCH_S), swarm))
         self._on_lost = on_lost
         self._watches: dict[str, asyncio.Task] = {}
 
@@ -52,3 +52,8 @@ class Watches:
         del self._watches[peer]
         if not watch.cancelled() and watch.exception():
             self._on_lost(peer)
+
+
+async def answer_watch(request: Watch) -> Message:
+    await asyncio.sleep(min(request.for_s, WATCH_S))
+    return Message({"status": Status.OK})

@@ -96,10 +96,6 @@ Rule = tuple[Callable[[str, str, str], bool], str]
 
 EXCLUDED: tuple[Rule, ...] = (
     (
-        lambda fault, phase, role: role == "trainer" and fault == "refuse",
-        "a trainer is never called, so it has nothing to refuse",
-    ),
-    (
         lambda fault, phase, role: (
             role == "trainer" and not PHASES[phase].trainer_event
         ),

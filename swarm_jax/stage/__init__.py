@@ -3,6 +3,7 @@
 codec.py        what travels between stages: activations as raw arrays
 optimizer.py    AdamW from plain values, clipping by a norm taken over all stages
 programs.py     the jitted programs of one stage
+ahead.py        compiles them before anybody waits for them
 queue.py        the order in which a device works
 compute.py      one stage on one device: programs, state and queue together
 inline.py       the device in the event loop's thread: tests, virtual time

@@ -74,6 +74,7 @@ class StagePrograms:
         update: ``(params, opt_state, gradients, gradient_norm) -> (params, opt_state,
             weights, done)``; params and opt_state are donated, ``done`` is a scalar to
             wait for.
+        update_program: What ``update`` runs on the device.
         keep: ``(weights) -> weights`` that outlive the next ``update``.
         copy: ``(tree) -> tree`` in buffers of its own.
     """
@@ -95,6 +96,7 @@ class StagePrograms:
     scale: Callable[..., Any]
     squared_norm: Callable[..., Any]
     update: Callable[..., Any]
+    update_program: Callable[..., Any]
     keep: Callable[..., Any]
     copy: Callable[..., Any]
 
@@ -156,6 +158,7 @@ def make_stage_programs(
         scale=jax.jit(lambda tree, scale: jax.tree.map(lambda x: x * scale, tree)),
         squared_norm=jax.jit(squared_norm),
         update=update_sharing,
+        update_program=jitted_update,
         keep=(lambda weights: weights) if is_cast else copy,
         copy=copy,
     )

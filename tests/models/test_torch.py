@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from models.functional import make_stage, matrix_mask, to_layers
+from models.schedule import learning_rate
 from models.torch_gpt import TorchGPT, gradient_layers, load_layers
 from models.torch_parity import measure_parity, relative_differences
-from models.torch_training import TorchTrainer, learning_rate
+from models.torch_training import TorchTrainer
 
 SETTINGS = SimpleNamespace(
     learning_rate=1e-2,

@@ -81,6 +81,7 @@ class Run:
 
     Attributes:
         counts: How often each (kind, op, peer) happened.
+        leaders: Trainers that asked peers where they are, as they took turns.
         slow_s: Seconds of a peer's next operation of a name, once.
     """
 
@@ -117,6 +118,7 @@ class Run:
         )
         self.wires = self.network.wires
         self.counts: Counter[tuple[str, str, str]] = Counter()
+        self.leaders: list[str] = []
         self.slow_s: dict[tuple[str, str], float] = {}
         self.crashes: list[BaseException] = []
         self.trainers: dict[str, asyncio.Task] = {}
@@ -227,6 +229,9 @@ class Run:
 
     def _happened(self, event: Event) -> None:
         self.counts[event.kind, event.op, event.peer] += 1
+        if (event.kind, event.op) == ("request_sent", "collect"):
+            if event.peer not in self.leaders[-1:]:
+                self.leaders.append(event.peer)
         for hook in [hook for hook in self._hooks if hook.fits(event)]:
             hook.nth -= 1
             if hook.nth == 0:

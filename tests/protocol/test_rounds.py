@@ -9,6 +9,7 @@ from swarm_jax.core.stage_state import StageState
 from swarm_jax.net.local import OneMessage
 from swarm_jax.roles.leadership import Leadership
 from swarm_jax.roles.lease import Lease
+from swarm_jax.roles.standby import Standby
 
 LAG_S = 2.0
 
@@ -179,6 +180,44 @@ def test_a_refused_leader_takes_a_number_above_every_promise(rule, play, caplog)
     assert outcome.verdict == "right"
     refused = caplog.text.count("another trainer leads")
     assert refused == rule.gives(1, off=40)
+
+
+def test_only_who_was_there_can_be_gone(rule, play):
+    """Two trainers lose each other, and nothing else, for the rest of the run.
+
+    The second one leads from then on. Off: they depose each other for ever.
+    """
+
+    async def believe_it(self, trainer):
+        pass
+
+    rule.off(Standby, "_until_there", believe_it)
+
+    async def they_lose_each_other(run):
+        await asyncio.sleep(2 * run.config.tuning.lease_s)
+        run.cut("trainer-a", "trainer-b", silent=False)
+
+    outcome = play(
+        [1, 1], they_lose_each_other, trainers=2, lease_s=2.0, steps=15, deadline_s=5.5
+    )
+    assert outcome.verdict == rule.gives("right", off="not finished")
+    turns = outcome.run.leaders
+    assert turns[:2] == ["trainer-a", "trainer-b"]
+    assert (len(turns) == 2) == rule.is_on
+
+
+def test_trainers_change_places_at_most_once_per_lost_connection(play):
+    """Their link breaks every two seconds, but is there for less than a lease."""
+
+    async def the_link_flickers(run):
+        while True:
+            run.cut("trainer-a", "trainer-b", silent=False)
+            run.heal("trainer-a", "trainer-b")
+            await asyncio.sleep(run.config.tuning.lease_s / 3)
+
+    outcome = play([1, 1], the_link_flickers, trainers=2, steps=50)
+    assert outcome.verdict == "right"
+    assert outcome.run.leaders == ["trainer-a"]
 
 
 def test_who_stands_by_remembers_the_numbers_it_has_seen(play, caplog):

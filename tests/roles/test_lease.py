@@ -6,6 +6,7 @@ from swarm_jax.core.newest import Newest
 from swarm_jax.core.reports import CommitRecord
 from swarm_jax.net.local import LocalNetwork
 from swarm_jax.roles.lease import Lease
+from swarm_jax.roles.standby import Standby
 from swarm_jax.sim.clock import run_virtual
 
 KEY = "run.trainer"
@@ -17,6 +18,7 @@ def make_lease(
     return Lease(
         config,
         directory or network.directory(trainer),
+        Standby(config, network.find(trainer) or network.calls(trainer)),
         key=KEY,
         trainer=trainer,
         data_digest="data",

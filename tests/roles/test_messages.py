@@ -53,7 +53,7 @@ REQUESTS = [
     Commit(round=ROUND, generation=2, step=5, gradient_norm=None),
     ResyncState(round=ROUND),
     RestartRun(round=ROUND, generation=1, step=0),
-    Watch(),
+    Watch(for_s=2.5),
     FetchManifest(stage=2),
     FetchChunk(stage=2, digest="0f", index=3),
     HandOver(

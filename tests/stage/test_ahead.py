@@ -1,0 +1,72 @@
+"""Nothing is compiled while somebody waits for it."""
+
+from functools import partial
+
+import jax
+import pytest
+
+from swarm_jax.sim.clock import run_virtual
+from swarm_jax.stage.ahead import compile_ahead
+from swarm_jax.stage.inline import InlineCompute
+
+UPLOAD = "jit(stage)"
+"""How jax itself brings an array to the device."""
+
+
+@pytest.fixture
+def lowered():
+    """Names of the programs that are lowered from now on."""
+    names = []
+
+    def hear(event: str, seconds: float, **details) -> None:
+        if event.endswith("jaxpr_to_mlir_module_duration"):
+            names.append(details["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(hear)
+
+
+async def use_everything(first, last, microbatch, count):
+    inputs_BL, targets_BL = microbatch
+    for counting in (None, count):
+        there = await first.forward((inputs_BL,), keep=True, order=0)
+        await first.forward((inputs_BL,), keep=False, order=0)
+        await last.loss(there.y, targets_BL, order=0)
+        back = await last.loss_backward(there.y, targets_BL, count=counting, order=0)
+        await first.backward(there.residuals, back.grad_x, count=counting, order=0)
+    for compute in (first, last):
+        sums = await compute.gradient_sum(0.5)
+        await compute.add_to_sum(sums)
+        await compute.apply(await compute.load_reduced(sums))
+        await compute.load_state(await compute.state())
+        await compute.digest()
+        await compute.clear()
+
+
+class Count:
+    def start(self):
+        return True
+
+    def settle(self, finite, loss_sum):
+        pass
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("is_ahead", [True, False])
+def test_what_was_compiled_ahead_is_not_compiled_again(
+    is_ahead, dtype, make_stages, make_microbatch, lowered
+):
+    jax.clear_caches()
+    stages = make_stages((1, 3), dtype)
+    inits = [partial(stage.programs.copy, stage.params) for stage in stages]
+    for stage, init in zip(stages, inits, strict=True):
+        if is_ahead:
+            compile_ahead(stage.programs, init)
+    pair = [
+        InlineCompute(stage.programs, init)
+        for stage, init in zip(stages, inits, strict=True)
+    ]
+    lowered.clear()
+    run_virtual(use_everything(*pair, make_microbatch(0), Count()))
+    assert (set(lowered) <= {UPLOAD}) == is_ahead, lowered
