@@ -11,6 +11,7 @@
     progress.py           who owes something and does not move
     hivemind_node.py      p2p daemon and DHT node of this process
     hivemind_folder.py    where that daemon's sockets are; nothing of it is left
+    hivemind_identity.py  whether a running peer has it already
     hivemind_calls.py     PeerCalls over long-lived libp2p streams
     hivemind_directory.py Directory over the DHT
     hivemind_records.py   what is taken from the DHT, and kept for others

@@ -6,8 +6,9 @@ go wrong at the start becomes a ``StartupError`` that says what to change.
 It leans on private parts of the pinned hivemind: ``P2P._child``, because ``is_alive``
 stays true when p2pd dies; ``P2P._UNIX_SOCKET_PREFIX``, because a p2pd that fails or is
 killed leaves its sockets behind; ``P2P._make_process_args``, so that p2pd dies with us;
-``P2P._client``, because ``stream_open`` leaks the socket of a dial that fails, and
-because nobody awaits the tasks of its connection.
+``P2P.is_identity_taken``, because it asks too early; ``P2P._client``, because
+``stream_open`` leaks the socket of a dial that fails, and because nobody awaits the
+tasks of its connection.
 """
 
 import asyncio
@@ -37,6 +38,7 @@ from hivemind.utils.multiaddr import Multiaddr
 from swarm_jax.core.bans import Bans
 from swarm_jax.errors import PeerLost, StartupError
 from swarm_jax.net.hivemind_folder import SocketFolder
+from swarm_jax.net.hivemind_identity import answers
 from swarm_jax.net.hivemind_records import RecordGuard, addresses_in, entries_of
 
 PROBE_TIMEOUT_S = 2.0
@@ -282,6 +284,15 @@ def _daemon_class(folder: SocketFolder, daemons: list[P2P]) -> type[P2P]:
             command = P2P._make_process_args(*args, **kwargs)
             setpriv = shutil.which("setpriv")
             return [setpriv, "--pdeathsig", "KILL", *command] if setpriv else command
+
+        @classmethod
+        async def is_identity_taken(cls, identity_path: str, **settings) -> bool:
+            peer = PeerID.from_identity(Path(identity_path).read_bytes())
+            probe = await cls.create(dht_mode="client", **settings)
+            try:
+                return await answers(probe, peer)
+            finally:
+                await probe.shutdown()
 
         def __init__(self):
             super().__init__()
