@@ -5,10 +5,10 @@ go wrong at the start becomes a ``StartupError`` that says what to change.
 
 It leans on private parts of the pinned hivemind: ``P2P._child``, because ``is_alive``
 stays true when p2pd dies; ``P2P._UNIX_SOCKET_PREFIX``, because a p2pd that fails or is
-killed leaves its sockets behind; ``P2P._make_process_args``, so that p2pd dies with us;
-``P2P.is_identity_taken``, because it asks too early; ``P2P._client``, because
-``stream_open`` leaks the socket of a dial that fails, and because nobody awaits the
-tasks of its connection.
+killed leaves its sockets behind; ``P2P._make_process_args``, so that p2pd dies with us
+and not before; ``P2P.is_identity_taken``, because it asks too early; ``P2P._client``,
+because ``stream_open`` leaks the socket of a dial that fails, and because nobody awaits
+the tasks of its connection.
 """
 
 import asyncio
@@ -280,10 +280,16 @@ def _daemon_class(folder: SocketFolder, daemons: list[P2P]) -> type[P2P]:
 
         @staticmethod
         def _make_process_args(*args, **kwargs) -> list[str]:
-            """p2pd ends when its connection to us does; before there is one, so."""
+            """It ends when we do, and only then: Ctrl-C in a terminal is meant for us.
+
+            p2pd ends when its connection to us does; before there is one, so.
+            """
             command = P2P._make_process_args(*args, **kwargs)
-            setpriv = shutil.which("setpriv")
-            return [setpriv, "--pdeathsig", "KILL", *command] if setpriv else command
+            if setpriv := shutil.which("setpriv"):
+                command = [setpriv, "--pdeathsig", "KILL", *command]
+            if setsid := shutil.which("setsid"):
+                command = [setsid, *command]
+            return command
 
         @classmethod
         async def is_identity_taken(cls, identity_path: str, **settings) -> bool:
