@@ -14,6 +14,7 @@ from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.bans import Bans
 from swarm_jax.errors import StartupError
 from swarm_jax.launcher import commands, flags
+from swarm_jax.launcher.signals import stop_signals
 from swarm_jax.metrics import write_json
 from swarm_jax.net.hivemind_allreduce import HivemindAllReduce
 from swarm_jax.net.hivemind_calls import HivemindCalls
@@ -108,7 +109,7 @@ async def until_stopped(
         heard.append(number)
         (now if at_once else stop).set()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in stop_signals():
         loop.add_signal_handler(number, hear, number)
     working, dying = asyncio.ensure_future(work), asyncio.ensure_future(node.died())
     ended = [working, dying, asyncio.ensure_future(now.wait())]

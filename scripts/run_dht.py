@@ -8,11 +8,11 @@ the same over restarts.
 """
 
 import asyncio
-import signal
 import sys
 from collections.abc import Sequence
 
 from swarm_jax.launcher import commands, flags, imports
+from swarm_jax.launcher.signals import stop_signals
 from swarm_jax.metrics import write_json
 
 
@@ -46,7 +46,7 @@ async def serve(args, greet) -> None:
         from swarm_jax.net.hivemind_node import start_node
 
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in stop_signals():
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     node = await start_node(
         initial_peers=args.initial_peers,

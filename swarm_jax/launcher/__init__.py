@@ -3,6 +3,7 @@
 flags.py         options that the scripts share; errors as one line
 imports.py       large libraries, imported in less time
 environment.py   threads, devices and caches of each process
+signals.py       which of them end a process
 processes.py     child processes: logs, deaths, stopping
 swarm.py         bootstrap, stage servers and trainer of one run
 churn.py         seeded plan of faults: who gets which signal, and when

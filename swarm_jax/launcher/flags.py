@@ -26,6 +26,7 @@ from typing import NoReturn
 
 from swarm_jax.config import ExperimentConfig, load_config
 from swarm_jax.errors import ConfigError, StartupError
+from swarm_jax.launcher.signals import hear_interrupts
 
 LISTEN_EVERYWHERE = "/ip4/0.0.0.0/tcp/0"
 """Default of hivemind's command line too: every interface, a free port."""
@@ -249,6 +250,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     Exit codes: what ``main`` returns (None is 0), 2 for ``ConfigError`` and
     ``StartupError``, 130 for Ctrl-C.
     """
+    hear_interrupts()
     try:
         code = main()
     except (ConfigError, StartupError) as error:

@@ -1,7 +1,6 @@
 """One run on one machine: a bootstrap, stage servers and a trainer, until its end."""
 
 import json
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from swarm_jax.launcher.processes import (
 )
 from swarm_jax.launcher.progress import Display, RunView
 from swarm_jax.launcher.roster import Roster
+from swarm_jax.launcher.signals import exit_on_signals
 from swarm_jax.launcher.soak import Soak
 from swarm_jax.launcher.summary import finish_summary, summary_table
 from swarm_jax.launcher.workdir import BOOTSTRAP_FILE
@@ -72,7 +72,7 @@ class LocalSwarm:
                 stage server could not start for a reason that its user can mend.
         """
         started_s = time.monotonic()
-        _exit_on(signal.SIGTERM, signal.SIGHUP)
+        exit_on_signals()
         if self.duration_s is None:
             self._run_steps(console)
         else:
@@ -229,13 +229,3 @@ def _server_ended(server: Child) -> str:
     last_line = tail(server.log).splitlines()[-1]
     how = describe_exit(server.exit_code)
     return f"{server.name} {how}, training goes on: {last_line} ({server.log})"
-
-
-def _exit_on(*signals: signal.Signals) -> None:
-    """Turns signals into SystemExit, so that ``with`` blocks clean up."""
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    for number in signals:
-        signal.signal(number, leave)

@@ -28,9 +28,14 @@ class Launch:
         (scripts / "__init__.py").touch()
         self.process: subprocess.Popen | None = None
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen:
+    def start(
+        self, *arguments: str, deaf_to: str = "", **environment: str
+    ) -> subprocess.Popen:
+        """Starts it as a shell does that has it ignore some signals."""
+        ignoring = ["sh", "-c", f'trap "" {deaf_to}; exec "$@"', "sh"]
         self.process = subprocess.Popen(
             [
+                *(ignoring if deaf_to else []),
                 *(sys.executable, str(REPOSITORY / "scripts" / "launch.py")),
                 *("--config", CONFIG, "--config.swarm.num_stages=2"),
                 *("--peers-per-stage", "1", "--workdir", "run", *arguments),
@@ -73,6 +78,12 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     ]
 
 
+def ignores(process: psutil.Process, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    ignored = next(x for x in status.splitlines() if x.startswith("SigIgn"))
+    return bool(int(ignored.split()[1], 16) & 1 << number - 1)
+
+
 @pytest.fixture
 def launch(tmp_path):
     launch = Launch(tmp_path)
@@ -101,8 +112,11 @@ def test_a_run_ends_with_its_summary_and_the_wall_time_that_the_user_saw(launch)
         (signal.SIGINT, "stubborn", 6),  # with a child of each server
     ],
 )
-def test_a_signal_stops_everything_in_seconds(launch, number, servers, processes):
-    process = launch.start(FAKE_SERVER=servers, FAKE_TRAINER="stay")
+@pytest.mark.parametrize("deaf_to", ["", "INT"], ids=["foreground", "background"])
+def test_a_signal_stops_everything_in_seconds(
+    launch, number, servers, processes, deaf_to
+):
+    process = launch.start(deaf_to=deaf_to, FAKE_SERVER=servers, FAKE_TRAINER="stay")
     children = launch.wait_for_children()
     assert len(children) == processes
     os.killpg(process.pid, number)  # as a terminal does it
@@ -111,6 +125,17 @@ def test_a_signal_stops_everything_in_seconds(launch, number, servers, processes
     assert "Traceback" not in errors
     for name in CHILDREN:
         assert not (launch.workdir / "logs" / f"{name}.log").read_text()
+    assert not alive(children)
+
+
+def test_nohup_outlives_the_terminal_and_its_children_still_hear_how_to_end(launch):
+    process = launch.start(deaf_to="HUP", FAKE_TRAINER="wait_for_notice")
+    children = launch.wait_for_children()
+    assert not any(ignores(child, signal.SIGHUP) for child in children)
+    os.kill(process.pid, signal.SIGHUP)
+    (launch.workdir / "noticed").touch()
+    process.communicate(timeout=30)
+    assert process.returncode == 0
     assert not alive(children)
 
 

@@ -176,6 +176,13 @@ async def test_a_node_is_one_process_and_leaves_nothing(folders):
         os.kill(node.daemon_pid, 0)
 
 
+async def test_ctrl_c_in_a_terminal_does_not_reach_the_daemon():
+    """Its process hands over what it has, for which it needs the network."""
+    node = await start_node()
+    assert os.getpgid(node.daemon_pid) != os.getpgid(0)
+    await node.close()
+
+
 async def test_others_are_told_the_announced_address():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -34,6 +34,14 @@ def test_the_signal_that_ended_it_is_told(number):
     assert stopped_by(number) is number
 
 
+def test_a_process_under_nohup_outlives_its_terminal():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert stopped_by(signal.SIGHUP, signal.SIGTERM) is signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
 def test_a_second_signal_does_not_wait_for_leaving():
     async def leave():
         await asyncio.Event().wait()
