@@ -43,6 +43,7 @@ def make_config(layers_per_stage) -> ExperimentConfig:
     config.validation.sequences = 4
     config.swarm.microbatch_size = 2
     config.swarm.wire = "float64"
+    config.tuning.rebalancing.strategy = "off"
     config.swarm.num_stages = len(layers_per_stage)
     config.swarm.layers_per_stage = layers_per_stage
     return config.check()

@@ -12,9 +12,9 @@ from swarm_jax.roles.relay import ModelDiverged, NextStage
 TRYING = "failed, trying another"
 
 
-def break_devices(run, *peers):
-    """Microbatch 3 of step 1 gives non-finite values there."""
-    bad = run.swarm.data.microbatch(1, 3).inputs.tobytes()
+def break_devices(run, *peers, indices=(3,)):
+    """These microbatches of step 1 give non-finite values there."""
+    bad = {run.swarm.data.microbatch(1, i).inputs.tobytes() for i in indices}
     for peer in peers:
         compute = run.swarm.computes[peer]
         compute.forward = _spoil(compute.forward, bad)
@@ -22,7 +22,7 @@ def break_devices(run, *peers):
 
 def _spoil(forward, bad):
     async def spoilt(x, **options):
-        if x[0].tobytes() == bad:
+        if x[0].tobytes() in bad:
             return Forward([], None, False, 0.0)
         return await forward(x, **options)
 
@@ -30,7 +30,7 @@ def _spoil(forward, bad):
 
 
 def test_non_finite_values_are_tried_on_a_second_peer(rule, play):
-    """The device of stage0-0 gives them for one microbatch, that of stage0-1 does not.
+    """The device of stage0-0 gives them all through a step, that of stage0-1 does not.
 
     Off: the model is blamed at once, and the run stops.
     """
@@ -44,7 +44,7 @@ def test_non_finite_values_are_tried_on_a_second_peer(rule, play):
     rule.off(NextStage, "_status", blames_the_model)
 
     async def one_is_broken(run):
-        break_devices(run, "stage0-0")
+        break_devices(run, "stage0-0", indices=range(8))
 
     outcome = play([2, 1], one_is_broken)
     assert outcome.verdict == rule.gives("right", off="Diverged")

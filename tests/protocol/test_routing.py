@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -23,9 +24,9 @@ def blames_all(stage, *args, init=NextStage.__init__):
     stage._full_budget_s = 0.0
 
 
-async def lose_a_sum(run):
+async def lose_a_sum(run, counted=2):
     """stage1-0 dies with what it has counted; stage 0 has counted that, too."""
-    await run.until(lambda: len(run.state("stage1-0").ledger) == 2)
+    await run.until(lambda: len(run.state("stage1-0").ledger) == counted)
     run.kill("stage1-0")
 
 
@@ -57,7 +58,7 @@ def test_only_the_stages_that_lack_a_microbatch_count_it(rule, play):
         return Relay(**fields | {"counted_by": frozenset({0, 1})})
 
     rule.off(feeding, "Relay", by_all)
-    outcome = play([2, 2], lose_a_sum)
+    outcome = play([2, 2], partial(lose_a_sum, counted=4))
     assert outcome.verdict == "right"
     assert outcome.count("request_sent", "drop") == rule.gives(0, off=1)
 

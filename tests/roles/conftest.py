@@ -29,6 +29,7 @@ def make_config() -> ExperimentConfig:
     )
     config.optimizer.warmup_steps = 1
     config.data.target_batch_size = 12
+    config.tuning.rebalancing.strategy = "off"
     config.swarm.num_stages = 3
     config.swarm.microbatch_size = 2
     config.validation.sequences = 4

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from swarm_jax.core.ids import Round
+from swarm_jax.core.newest import Newest
 from swarm_jax.errors import BadMessage
 from swarm_jax.net.local import LocalNetwork
 from swarm_jax.net.protocols import Message
@@ -47,6 +48,7 @@ class Pair:
             key="run.trainer",
             trainer=name,
             data_digest="data",
+            newest=Newest(),
         )
 
     def kill_the_leader(self) -> None:
