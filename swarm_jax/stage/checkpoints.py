@@ -47,7 +47,8 @@ class CheckpointFolder:
         keep_every_steps: int = 0,
     ):
         assert keep_last >= 1, keep_last
-        self.root = epath.Path(root).absolute()
+        root = os.fspath(root)
+        self.root = epath.Path(root if "://" in root else os.path.abspath(root))
         self.model_fingerprint = model_fingerprint
         self._keep_last = keep_last
         self._keep_every_steps = keep_every_steps
@@ -114,6 +115,8 @@ class CheckpointFolder:
 
     def holds(self, step: int, digests: Mapping[int, str], stage: int) -> bool:
         """Whether that stage's part, with that digest, is here."""
+        if stage not in digests:
+            return False
         try:
             return self._step(step).part(stage, digests[stage]) is not None
         except Unreadable as reason:
