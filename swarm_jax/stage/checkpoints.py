@@ -130,9 +130,13 @@ class CheckpointFolder:
             layers: What is to be restored; None: everything.
 
         Raises:
-            CheckpointError: A checkpoint is of another experiment.
+            CheckpointError: The folder cannot be read, or a checkpoint in it is of
+                another experiment.
         """
-        return [step for step in self._numbers() if self._can_load(step, layers)]
+        try:
+            return [step for step in self._numbers() if self._can_load(step, layers)]
+        except OSError as error:
+            raise CheckpointError(f"{self.root} cannot be read: {error}") from error
 
     def load(self, step: int, names: Sequence[str]) -> tuple[Saved, Layers, Arrays]:
         """Reads layers and verifies every hash.

@@ -67,7 +67,8 @@ class SavedStage:
         self._folders = [folder for folder in (own, shared) if folder is not None]
         self._worker = ThreadPoolExecutor(1, "checkpoints")
         self._saving: Future | None = None
-        self._steps = self._find_steps()
+        self._steps: list[int] = []
+        self._refresh()
 
     def steps(self) -> list[int]:
         """Steps that can be restored, ascending, as of the last ``refresh``."""
@@ -75,7 +76,7 @@ class SavedStage:
 
     async def refresh(self) -> None:
         """Looks for what others have completed; ``complete`` does so as well."""
-        self._steps = await self._run(self._find_steps)
+        await self._run(self._refresh)
 
     async def save(
         self, position: Position, state: Sequence[np.ndarray], *, to_shared: bool
@@ -91,7 +92,8 @@ class SavedStage:
             The digest of the stage's manifest.
 
         Raises:
-            CheckpointError: It was not saved, or another save is not yet over.
+            CheckpointError: It was not saved to the shared folder if that was asked, to
+                its own if not; or another save is not yet over.
         """
         if self._saving is not None and not self._saving.done():
             raise CheckpointError(
@@ -114,19 +116,10 @@ class SavedStage:
         """Marks a step complete wherever a part of it is held.
 
         Raises:
-            CheckpointError: See ``CheckpointFolder.complete``.
+            CheckpointError: See ``CheckpointFolder.complete``; both folders have been
+                tried.
         """
-
-        def mark() -> None:
-            for folder in self._folders:
-                folder.complete(
-                    step, generation, digests, config=self._config, summary=summary
-                )
-
-        try:
-            await self._run(mark)
-        finally:
-            await self.refresh()
+        await self._run(self._complete, step, generation, digests, summary)
 
     async def load(self, step: int) -> Loaded:
         """From its own folder, else from the shared one.
@@ -147,13 +140,31 @@ class SavedStage:
     async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.wrap_future(self._worker.submit(function, *arguments))
 
-    def _find_steps(self) -> list[int]:
+    def _refresh(self) -> None:
         found: set[int] = set()
         if self._own is not None:
             found.update(self._own.steps(self._layered.names))
         if self._shared is not None:
             found.update(self._shared.steps())
-        return sorted(found)
+        self._steps = sorted(found)
+
+    def _complete(
+        self,
+        step: int,
+        generation: int,
+        digests: Mapping[int, str],
+        summary: Mapping[str, Any],
+    ) -> None:
+        marker = {"config": self._config, "summary": summary}
+        reasons = []
+        for folder in self._folders:
+            try:
+                folder.complete(step, generation, digests, **marker)
+            except CheckpointError as reason:
+                reasons.append(str(reason))
+        self._refresh()
+        if reasons:
+            raise CheckpointError("; ".join(reasons))
 
     def _save(
         self,
@@ -166,8 +177,13 @@ class SavedStage:
         manifest = describe(
             self._stage, self._num_stages, fingerprint, saved, layers, shared
         )
-        for folder in folders:
-            folder.write(manifest, layers)
+        *by_the_way, wanted = folders
+        for folder in by_the_way:
+            try:
+                folder.write(manifest, layers)
+            except CheckpointError as reason:
+                logger.warning("%s", reason)
+        wanted.write(manifest, layers)
         return manifest.digest
 
     def _load(self, step: int) -> Loaded:

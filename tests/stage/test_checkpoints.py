@@ -452,6 +452,8 @@ def test_a_place_that_cannot_be_written_to_is_named(make_folder, tmp_path):
     folder = make_folder(root=tmp_path / "file" / "checkpoints")
     with pytest.raises(CheckpointError, match=str(folder.root)):
         save(folder, 10)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        make_folder(root=tmp_path / "file").steps()
 
 
 def test_a_folder_that_is_gone_is_an_error_and_no_obstacle(make_folder):

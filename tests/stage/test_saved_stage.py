@@ -207,6 +207,35 @@ def test_a_failed_save_does_not_keep_the_next_one_out(make_saved, stage, tmp_pat
     asyncio.run(scenario())
 
 
+def test_its_own_disk_does_not_hold_up_the_swarms_checkpoint(
+    make_saved, stage, tmp_path, caplog
+):
+    async def scenario():
+        saved = make_saved("own", "shared")
+        (tmp_path / "own").write_text("in the way")
+        digest = await saved.save(position_at(10), stage.state, to_shared=True)
+        assert "was not saved" in caplog.text
+        (tmp_path / "own").unlink()
+        await saved.complete(10, 2, {0: digest}, {})
+        assert saved.steps() == [10] and make_saved("own").steps() == []
+
+    asyncio.run(scenario())
+
+
+def test_a_folder_that_cannot_be_marked_does_not_hold_up_the_other(
+    make_saved, stage, tmp_path
+):
+    async def scenario():
+        saved = make_saved("own", "shared")
+        digest = await saved.save(position_at(10), stage.state, to_shared=True)
+        (tmp_path / "own/step_00000010/complete.json").mkdir()
+        with pytest.raises(CheckpointError, match="own"):
+            await saved.complete(10, 2, {0: digest}, {})
+        assert make_saved("shared").steps() == [10]
+
+    asyncio.run(scenario())
+
+
 def test_what_others_complete_is_seen_when_looked_for(make_saved, stage):
     async def scenario():
         ours, theirs = make_saved("shared"), make_saved("shared")
