@@ -49,7 +49,8 @@ class CheckpointFolder:
         keep_every_steps: int = 0,
     ):
         assert keep_last >= 1, keep_last
-        self.root = epath.Path(root).absolute()
+        root = os.fspath(root)
+        self.root = epath.Path(root if "://" in root else os.path.abspath(root))
         self.model_fingerprint = model_fingerprint
         self._keep_last = keep_last
         self._keep_every_steps = keep_every_steps
@@ -129,6 +130,8 @@ class CheckpointFolder:
 
     def holds(self, step: int, digests: Mapping[int, str], stage: int) -> bool:
         """Whether that stage's part, with that digest, is here."""
+        if stage not in digests:
+            return False
         try:
             return self._step(step).part(stage, digests[stage]) is not None
         except Unreadable as reason:
@@ -142,9 +145,13 @@ class CheckpointFolder:
             layers: What is to be restored; None: everything.
 
         Raises:
-            CheckpointError: A checkpoint is of another experiment.
+            CheckpointError: The folder cannot be read, or a checkpoint in it is of
+                another experiment.
         """
-        return [step for step in self._numbers() if self._can_load(step, layers)]
+        try:
+            return [step for step in self._numbers() if self._can_load(step, layers)]
+        except OSError as error:
+            raise CheckpointError(f"{self.root} cannot be read: {error}") from error
 
     def load(self, step: int, names: Sequence[str]) -> tuple[Saved, Layers, Arrays]:
         """Reads layers and verifies every hash.

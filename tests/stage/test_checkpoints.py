@@ -1,5 +1,6 @@
 """Checkpoints in a folder: round trips, damage, keeping, several writers."""
 
+import contextlib
 import itertools
 import json
 import resource
@@ -135,6 +136,7 @@ def test_a_step_is_there_when_it_is_marked(make_folder):
     assert all(folder.holds(10, digests, stage) for stage in digests)
     assert not folder.holds(10, digests | {1: digests[0]}, 1)
     assert not folder.holds(11, digests, 1)
+    assert not folder.holds(10, digests, 3)
 
 
 def test_a_step_that_lacks_a_stage_is_not_there(make_folder):
@@ -393,6 +395,33 @@ def test_two_writers_of_one_stage_never_mix(make_folder):
         assert as_bytes(found) == expected(STAGES[1], seed=index)
 
 
+def test_writers_of_all_stages_complete_and_prune_at_once(make_folder):
+    folders = [make_folder(keep_last=2) for _ in STAGES]
+    digests, failures = {}, []
+    together = threading.Barrier(len(STAGES), timeout=60)
+
+    def write(stage, folder):
+        try:
+            for step in range(10, 60, 10):
+                digests.update(save(folder, step, stages=[stage]))
+                together.wait()
+                complete(folder, step, digests)
+                together.wait()
+        except Exception as failure:
+            failures.append(failure)
+            together.abort()
+
+    threads = [threading.Thread(target=write, args=pair) for pair in enumerate(folders)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert folders[0].steps() == [40, 50]
+    for step in (40, 50):
+        assert as_bytes(folders[0].load(step, NAMES)[1]) == expected(NAMES)
+
+
 def test_a_marker_comes_to_every_writer(make_folder):
     ours, theirs = make_folder(keep_last=1), make_folder(keep_last=1)
     checkpoint(ours, 10)
@@ -423,6 +452,8 @@ def test_a_place_that_cannot_be_written_to_is_named(make_folder, tmp_path):
     folder = make_folder(root=tmp_path / "file" / "checkpoints")
     with pytest.raises(CheckpointError, match=str(folder.root)):
         save(folder, 10)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        make_folder(root=tmp_path / "file").steps()
 
 
 def test_a_folder_that_is_gone_is_an_error_and_no_obstacle(make_folder):
@@ -434,6 +465,15 @@ def test_a_folder_that_is_gone_is_an_error_and_no_obstacle(make_folder):
         folder.load(10, NAMES)
     checkpoint(folder, 20)
     assert folder.steps() == [20]
+
+
+def test_roots_in_a_bucket_and_below_the_current_folder(make_folder, tmp_path):
+    assert str(make_folder(root="gs://bucket/run").root) == "gs://bucket/run"
+    with contextlib.chdir(tmp_path):
+        folder = make_folder(root="here")
+    assert str(folder.root) == str(tmp_path / "here")
+    checkpoint(folder, 10)
+    assert folder.steps() == [10]
 
 
 def test_foreign_files_are_left_alone(make_folder):
