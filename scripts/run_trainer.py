@@ -20,11 +20,12 @@ from collections.abc import Sequence
 from models.schedule import learning_rate
 from scripts import signal_at
 from swarm_jax.errors import Diverged
-from swarm_jax.launcher import flags, imports
+from swarm_jax.launcher import figures, flags, imports
 from swarm_jax.metrics import (
     MetricsWriter,
     TensorBoardWriter,
     make_workdir,
+    read_records,
     write_json,
     write_run_config,
 )
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def train(args, config) -> int:
     """Returns 0 when the run is finished, else what the signal asks for."""
     with imports.many():
-        from scripts import process
+        from scripts import process, stages
         from swarm_jax.data.dataset import open_dataset
         from swarm_jax.roles.trainer import Trainer
 
@@ -67,7 +68,8 @@ async def train(args, config) -> int:
     started_s = time.monotonic()
     data = open_dataset(config, args.cache_dir)
     metrics = args.workdir / "metrics"
-    steps = MetricsWriter(metrics / f"{args.name}.jsonl")
+    steps_file = metrics / f"{args.name}.jsonl"
+    steps = MetricsWriter(steps_file)
     swarm_file = "swarm.jsonl" if args.name == "trainer" else f"swarm-{args.name}.jsonl"
     if args.tensorboard:
         steps = TensorBoardWriter(steps, args.workdir / "tensorboard")
@@ -89,11 +91,15 @@ async def train(args, config) -> int:
                 args, network.node, stage
             ),
             restart_if_lost=process.restart_permission(args.restart_if_lost),
+            stage_work=stages.stage_work(config),
         )
         totals = await process.until_stopped(trainer.run(), network.node)
     if isinstance(totals, signal.Signals):
         return exit_code(totals)
-    summary = totals.summary() | {
+    # Those of a part of the run that an earlier process has trained are there, too.
+    records = {record["step"]: record for record in read_records(steps_file)}
+    summary = totals.summary() | figures.step_figures(records)
+    summary |= {
         "bigram_loss": data.bigram_loss(),
         "data_digest": data.digest,
         "wall_s": time.monotonic() - started_s,

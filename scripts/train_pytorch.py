@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(args: argparse.Namespace, config: ExperimentConfig) -> None:
     """Trains to the end; writes metrics and summary."""
-    from models.functional import parameter_count, to_layers
+    from models.flops import parameter_count
+    from models.functional import to_layers
 
     workdir = make_workdir(args.workdir or Path(f"runs/{config.run_id}_pytorch"))
     write_run_config(workdir, config)

@@ -38,7 +38,8 @@ def train(args, config) -> None:
     """Trains to the end; writes metrics, summary and parameters."""
     import jax
 
-    from models.functional import parameter_count, to_layers
+    from models.flops import parameter_count
+    from models.functional import to_layers
     from scripts import wiring
     from swarm_jax.data.dataset import open_dataset
     from swarm_jax.stage import export, whole_model

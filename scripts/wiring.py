@@ -4,21 +4,24 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
 from models import functional
+from scripts.stages import stage_layers
 from swarm_jax.config import ExperimentConfig, to_dict
-from swarm_jax.core.partition import StageLayers, partition_layers
 from swarm_jax.stage.ahead import compile_ahead
+from swarm_jax.stage.checkpoints import CheckpointFolder
 from swarm_jax.stage.codec import make_codec
 from swarm_jax.stage.compute import StageCompute
 from swarm_jax.stage.export import save_layers
 from swarm_jax.stage.inline import InlineCompute
+from swarm_jax.stage.layered import LayeredState
 from swarm_jax.stage.optimizer import make_optimizer, make_schedule
 from swarm_jax.stage.programs import StagePrograms, make_stage_programs
+from swarm_jax.stage.saved_stage import SavedStage
 from swarm_jax.stage.threaded import ThreadedCompute
 from swarm_jax.stage.whole_model import make_train_step
 
@@ -31,19 +34,6 @@ def prepare_jax(config: ExperimentConfig) -> None:
     dtypes = config.model.parameter_dtype, config.model.compute_dtype, config.swarm.wire
     if "float64" in dtypes:
         jax.config.update("jax_enable_x64", True)
-
-
-def stage_layers(config: ExperimentConfig) -> tuple[StageLayers, ...]:
-    """Which layers each stage has."""
-    flops = functional.layer_flops(config.model)
-    return partition_layers(
-        flops.block,
-        config.model.num_layers,
-        config.swarm.num_stages,
-        flops.embedding,
-        flops.head,
-        layers_per_stage=config.swarm.layers_per_stage,
-    )
 
 
 def make_functions(config: ExperimentConfig, stage: int) -> functional.StageFunctions:
@@ -100,6 +90,43 @@ def _make_init(config: ExperimentConfig, stage: int) -> Callable[[], Any]:
     if key not in _inits:
         _inits[key] = jax.jit(lambda: functions.init(config.seed))
     return _inits[key]
+
+
+class Device(NamedTuple):
+    """What a stage server computes with, and where it saves."""
+
+    compute: StageCompute
+    checkpoints: SavedStage
+
+
+def make_device(config: ExperimentConfig, folder: str, stage: int) -> Device:
+    """A stage on this process's accelerator, saved to ``folder``."""
+    compute = make_compute(config, stage, inline=False)
+    return Device(compute, make_checkpoints(config, stage, compute, folder))
+
+
+def make_checkpoints(
+    config: ExperimentConfig, stage: int, compute: StageCompute, root: str
+) -> SavedStage:
+    """Where the state of ``compute`` is saved.
+
+    Raises:
+        CheckpointError: The folder is of another experiment, or cannot be written to.
+    """
+    folder = CheckpointFolder(
+        root,
+        model_fingerprint=config.model_fingerprint(),
+        keep_last=config.checkpoint.keep_last,
+        keep_every_steps=config.checkpoint.keep_every_steps,
+    )
+    first_layer = stage_layers(config)[stage].first_layer
+    return SavedStage(
+        LayeredState(compute.state_structure, first_layer),
+        folder,
+        stage=stage,
+        num_stages=config.swarm.num_stages,
+        config=to_dict(config),
+    )
 
 
 def make_schedule_of(config: ExperimentConfig) -> Callable[[int], float]:

@@ -199,6 +199,8 @@ class RebalancingConfig:
             median count as equally fast.
         moving_share: Largest share of all peers that is sent away in one period.
         migration_s: What a migration is expected to take: drain, download, compile.
+        rescue_after_s: How long a stage must have been down to one peer before it is
+            given another: who is replaced anyway is there by then.
         horizon_s: How long an allocation is expected to be of use, until peers come
             and go again. Moves that would not pay within it are not made.
     """
@@ -210,6 +212,7 @@ class RebalancingConfig:
     same_speed: float = 1.4
     moving_share: float = 0.25
     migration_s: float = 60.0
+    rescue_after_s: float = 5.0
     horizon_s: float = 600.0
 
     def __post_init__(self):
@@ -220,6 +223,7 @@ class RebalancingConfig:
         _at_least("tuning.rebalancing.same_speed", self.same_speed, 1)
         _positive("tuning.rebalancing.moving_share", self.moving_share)
         _at_least("tuning.rebalancing.migration_s", self.migration_s, 0)
+        _at_least("tuning.rebalancing.rescue_after_s", self.rescue_after_s, 0)
         _positive("tuning.rebalancing.horizon_s", self.horizon_s)
 
 

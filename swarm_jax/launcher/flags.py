@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from swarm_jax.config import ExperimentConfig, load_config
-from swarm_jax.errors import ConfigError, StartupError
+from swarm_jax.errors import CheckpointError, ConfigError, StartupError
 from swarm_jax.launcher.signals import hear_interrupts
 
 LISTEN_EVERYWHERE = "/ip4/0.0.0.0/tcp/0"
@@ -247,13 +247,13 @@ def die_with_parent(parent: int) -> None:
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Runs a script: what its user can mend is one line on stderr, no traceback.
 
-    Exit codes: what ``main`` returns (None is 0), 2 for ``ConfigError`` and
-    ``StartupError``, 130 for Ctrl-C.
+    Exit codes: what ``main`` returns (None is 0), 2 for ``ConfigError``,
+    ``StartupError`` and ``CheckpointError``, 130 for Ctrl-C.
     """
     hear_interrupts()
     try:
         code = main()
-    except (ConfigError, StartupError) as error:
+    except (ConfigError, StartupError, CheckpointError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         code = EXIT_BAD_INPUT
     except KeyboardInterrupt:

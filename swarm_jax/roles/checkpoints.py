@@ -79,6 +79,10 @@ class Checkpoints(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Nothing is asked for any more; what is being saved goes on."""
+        ...
+
 
 class NoCheckpoints:
     """``Checkpoints`` of a server that saves nothing."""
@@ -98,3 +102,6 @@ class NoCheckpoints:
 
     async def load(self, step: int) -> tuple[SavedPosition, Arrays]:
         raise CheckpointError(NO_FOLDER)
+
+    def close(self) -> None:
+        """There is nothing to close."""

@@ -49,6 +49,7 @@ class Rebalancing:
         self._leadership = leadership
         self._work = work
         self._wishes = Wishes(directory, view.prefix)
+        self._alone_since_s: dict[int, float] = {}
 
     async def run(self) -> None:
         """Decides for ever; what was told has a period to show in the records."""
@@ -57,7 +58,9 @@ class Rebalancing:
         while True:
             await asyncio.sleep(self._refresh_s)
             moves = await self._wished()
-            if loop.time() >= due_s:
+            if not self._has_begun():
+                due_s = loop.time() + self._rules.period_s
+            elif loop.time() >= due_s:
                 due_s += self._rules.period_s
                 moves = moves or self._decide()
             else:
@@ -92,12 +95,28 @@ class Rebalancing:
         if self._rules.strategy == "off":
             return []
         turn = int(self._directory.now_s() // self._rules.period_s)
-        return rebalance(stages, self._rules, turn=turn, work=self._work)
+        early = self._alone_since_s.keys() - {move.target for move in self._rescue()}
+        moves = rebalance(stages, self._rules, turn=turn, work=self._work)
+        return [move for move in moves if move.target not in early]
 
     def _rescue(self) -> list[Move]:
+        """For stages that have been down to one peer for long enough."""
         if self._rules.strategy != "gain":
             return []
-        return rescue(self._stages(), self._rules, self._work)
+        now_s = asyncio.get_running_loop().time()
+        moves = rescue(self._stages(), self._rules, self._work)
+        self._alone_since_s = {
+            move.target: self._alone_since_s.get(move.target, now_s) for move in moves
+        }
+        latest_s = now_s - self._rules.rescue_after_s
+        return [m for m in moves if self._alone_since_s[m.target] <= latest_s]
+
+    def _has_begun(self) -> bool:
+        """Before, peers are still coming, and nobody's speed is known."""
+        return all(
+            any(record.step > 0 for record in records.values())
+            for records in self._stages()
+        )
 
     def _stages(self) -> list[Mapping[str, PeerRecord]]:
         return [self._view.stages.get(stage, {}) for stage in range(self._num_stages)]

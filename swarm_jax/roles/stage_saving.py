@@ -43,6 +43,9 @@ class StageSaving:
         """Step of the newest state that was saved; 0 if there is none."""
         return max(self._checkpoints.steps(), default=0)
 
+    def close(self) -> None:
+        self._checkpoints.close()
+
     async def save(self, request: SaveState) -> Message:
         """Only the copy on the device has to wait for its turn, not the writing."""
         if self._state.follows_newer(request.round):

@@ -235,6 +235,7 @@ class StageServer:
     def close(self) -> None:
         """Stops the device."""
         self._compute.close()
+        self._saving.close()
 
     async def drain(self, timeout_s: float) -> bool:
         """Leaves without a loss; False if nobody took over in time."""

@@ -123,8 +123,8 @@ class SavedStage:
         return await self._run(self._load, step)
 
     def close(self) -> None:
-        """Waits for a save that has begun; nothing may be asked for after."""
-        self._worker.shutdown(cancel_futures=True)
+        """What is being saved goes on; nothing may be asked for after."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.wrap_future(self._worker.submit(function, *arguments))

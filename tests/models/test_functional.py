@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import functional
+from models import flops, functional
 from models.functional import from_layers, make_stage, to_layers
 
 CUTS = [(2, 3), (1, 3, 1)]
@@ -141,13 +141,13 @@ def test_the_tenth_layer_comes_after_the_ninth():
 
 def test_counts_of_parameters_and_flops(config, whole, params):
     sizes = sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert functional.parameter_count(config) == sizes
+    assert flops.parameter_count(config) == sizes
     shape = (1, config.sequence_length)
     program = jax.make_jaxpr(whole.loss)(
         params, np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     )
-    flops = functional.layer_flops(config)
-    per_token = flops.embedding + 5 * flops.block + flops.head
+    counted = flops.layer_flops(config)
+    per_token = counted.embedding + 5 * counted.block + counted.head
     assert count_flops(program.jaxpr) == per_token * config.sequence_length
 
 

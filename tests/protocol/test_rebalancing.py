@@ -7,7 +7,7 @@ from swarm_jax.config import RebalancingConfig
 from swarm_jax.roles.messages import MoveTo
 from swarm_jax.roles.wishes import Wishes
 
-QUICK = RebalancingConfig(period_s=1.0, migration_s=0.5)
+QUICK = RebalancingConfig(period_s=1.0, migration_s=0.5, rescue_after_s=0.5)
 
 
 def peers_by_stage(run):

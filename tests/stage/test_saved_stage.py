@@ -176,6 +176,7 @@ def test_a_save_that_nobody_waits_for_goes_on_and_keeps_the_next_one_out(
             await saved.save(position_at(20), stage.state)
         slow.let_on.set()
         saved.close()
+        saved._worker.shutdown(wait=True)
         assert len(list((tmp_path / "slow" / "step_00000010").iterdir())) == 2
 
     asyncio.run(scenario())

@@ -1,0 +1,89 @@
+"""A stage server from its parts, until it is told to leave."""
+
+import argparse
+import asyncio
+from collections.abc import Callable
+
+from scripts import process, signal_at, wiring
+from scripts.process import Network
+from scripts.wiring import Device
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.launcher import preemption
+from swarm_jax.metrics import MetricsWriter
+from swarm_jax.roles.migration import MovingPeer
+from swarm_jax.roles.stage_server import StageServer
+
+
+async def serve(
+    args: argparse.Namespace,
+    config: ExperimentConfig,
+    network: Network,
+    make: Callable[[int], Device],
+    device: Device,
+) -> int:
+    """Serves ``args.stage``, and others when it is told to move.
+
+    Args:
+        make: Makes the device of another stage.
+        device: Of the first one.
+
+    Returns:
+        0 when it was told to leave, and that lost nothing; else 1.
+    """
+    node = network.node
+    name = args.name or f"stage{args.stage}-{node.peer_id[-6:]}"
+    metrics = MetricsWriter(args.workdir / "metrics" / f"{name}.jsonl")
+
+    def counted(step: int, count: int) -> None:
+        if args.signal_at is not None:
+            args.signal_at.happened("counted", step)
+
+    def make_server(stage: int, device: Device) -> StageServer:
+        def finished() -> None:
+            if args.save_parameters is not None:
+                params = device.compute.params
+                wiring.save_stage(args.save_parameters, config, stage, params)
+
+        return StageServer(
+            config,
+            name=name,
+            stage=stage,
+            calls=peer.door,
+            directory=network.directory,
+            allreduce=network.allreduce,
+            compute=device.compute,
+            metrics=metrics,
+            checkpoints=device.checkpoints,
+            on_count=counted,
+            on_finished=finished,
+        )
+
+    async def make_another(stage: int) -> StageServer:
+        return make_server(stage, await asyncio.to_thread(make, stage))
+
+    peer = MovingPeer(
+        config,
+        calls=signal_at.watched(network.calls, args.signal_at),
+        directory=network.directory,
+        make_server=make_another,
+    )
+    process.announce_ready(args, node)
+    print(
+        f"Stage {args.stage} is served by {node.peer_id} ({name}). Another peer of it:"
+    )
+    print(process.server_command(args, node, args.stage))
+    print(f"A trainer: {process.trainer_command(args, node)}", flush=True)
+    left = False
+
+    async def leave() -> None:
+        nonlocal left
+        left = await peer.drain(config.tuning.drain_timeout_s)
+
+    await process.until_stopped(
+        peer.run(make_server(args.stage, device)),
+        node,
+        notice=preemption.preempted(args.preemption_file, args.preemption_url),
+        leave=leave,
+    )
+    await peer.leave()
+    return 0 if left else 1
