@@ -68,8 +68,8 @@ async def migrate(args, config) -> int:
                     await view.refresh()
         except TimeoutError:
             raise StartupError(
-                f"{args.peer} has not moved in {args.timeout_s:g} s. Is there a trainer? "
-                "Its log and the peer's say why"
+                f"{args.peer} has not moved in {args.timeout_s:g} s. Is there a "
+                "trainer? Its log and the peer's say why"
             ) from None
     records = view.stages[args.stage]
     print(f"{records[peer].name} is {ONLINE} in stage {args.stage}")

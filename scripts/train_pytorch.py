@@ -42,13 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(args: argparse.Namespace, config: ExperimentConfig) -> None:
     """Trains to the end; writes metrics and summary."""
-    from models.flops import parameter_count
-    from models.functional import to_layers
+    from models import flops, functional
 
     workdir = make_workdir(args.workdir or Path(f"runs/{config.run_id}_pytorch"))
     write_run_config(workdir, config)
     data, trainer, _, params = set_up(args, config, args.device)
-    trainer.load(to_layers(params, 0))
+    trainer.load(functional.to_layers(params, 0))
     held_out = range(config.validation.sequences // config.swarm.microbatch_size)
     validation = joined(map(data.validation_microbatch, held_out))
     run = SingleRun(workdir, steps=config.steps, tokens=config.tokens_per_step)
@@ -56,12 +55,12 @@ def train(args: argparse.Namespace, config: ExperimentConfig) -> None:
         result = trainer.step(step_batch(config, data, step - 1))
         if not math.isfinite(result.train_loss):
             raise Diverged(f"step {step}: the loss is {result.train_loss}")
-        record = dataclasses.asdict(result)
-        every = config.validation.every_steps
+        record, every = dataclasses.asdict(result), config.validation.every_steps
         if step == config.steps or (every and step % every == 0):
             record["validation_loss"] = trainer.mean_loss(validation)
         print(run.add_step(**record), flush=True)
-    run.finish(bigram_loss=data.bigram_loss(), parameters=parameter_count(config.model))
+    size = flops.parameter_count(config.model)
+    run.finish(bigram_loss=data.bigram_loss(), parameters=size)
 
 
 def compare(args: argparse.Namespace, config: ExperimentConfig) -> None:

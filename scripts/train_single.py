@@ -38,8 +38,7 @@ def train(args, config) -> None:
     """Trains to the end; writes metrics, summary and parameters."""
     import jax
 
-    from models.flops import parameter_count
-    from models.functional import to_layers
+    from models import flops, functional
     from scripts import wiring
     from swarm_jax.data.dataset import open_dataset
     from swarm_jax.stage import export, whole_model
@@ -74,8 +73,10 @@ def train(args, config) -> None:
             record["validation_loss"] = validate(done.params)
         print(run.add_step(step=done.number, step_s=done.step_s, **record), flush=True)
     if args.save_parameters is not None:
-        export.save_layers(args.save_parameters, to_layers(done.params, 0))
-    run.finish(bigram_loss=data.bigram_loss(), parameters=parameter_count(config.model))
+        export.save_layers(args.save_parameters, functional.to_layers(done.params, 0))
+    run.finish(
+        bigram_loss=data.bigram_loss(), parameters=flops.parameter_count(config.model)
+    )
 
 
 if __name__ == "__main__":
