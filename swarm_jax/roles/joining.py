@@ -6,6 +6,7 @@ it has the state. So it catches up even when the download takes many steps.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -31,9 +32,12 @@ class Joining:
     """Fetches the stage's state and catches up with what happened meanwhile.
 
     Args:
-        refresh_s: How long to wait for a donor to appear in ``view``.
+        refresh_s: How long it takes until a record has been read by everybody.
         max_kept_bytes: Host memory for the gradients of the steps meanwhile.
         on_state: Called when this peer's state has changed.
+
+    Attributes:
+        known: Set once the leader has asked this peer where it is.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Joining:
         self._reduced: dict[tuple[int, int], list[np.ndarray]] = {}
         self._commits: dict[tuple[int, int], CommitRecord] = {}
         self._task: asyncio.Task | None = None
+        self.known = asyncio.Event()
 
     def start(self) -> None:
         """Does nothing if it is under way already."""
@@ -103,6 +108,7 @@ class Joining:
         With nobody to fetch from, this peer goes back to what it has.
         """
         await self._changes.run(self._free())
+        await self._until_known()
         alone = 0
         while True:
             peers = self._download.honest(self._view.donors(self._state.stage))
@@ -122,6 +128,16 @@ class Joining:
             if await self._changes.run(self._catch_up(manifest, data)):
                 return
             logger.info("step %d is missing: fetching again", self._state.step)
+
+    async def _until_known(self) -> None:
+        """Waits until the leader must have heard of this peer.
+
+        It would not take part in the steps until then: a state of before would be stale
+        when it has come. A leader that asks later has read the directory by then.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * self._refresh_s):
+                await self.known.wait()
 
     async def _free(self) -> None:
         """A stale sum is of no use, and costs memory."""

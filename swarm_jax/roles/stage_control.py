@@ -86,6 +86,7 @@ class StageControl:
         """Promises itself to the round; older work is cancelled and never counted."""
         if not self._state.promise_to(request.round):
             return self._old_round()
+        self._joining.known.set()
         self._relaying.cancel_older_than(request.round)
         await self._relaying.settled()
         state = self._state

@@ -144,3 +144,26 @@ def test_a_stale_peer_frees_its_sum_and_ledger_at_once(rule, play):
     outcome = play([1, 2], wake_late, steps=6)
     assert outcome.verdict == "right"
     assert held == rule.gives([False], off=[True])
+
+
+def test_a_joiner_fetches_the_state_once(rule, play):
+    """stage1-1 starts when the leader has just read the directory; steps are short.
+
+    Off: it has the state before the leader has heard of it, misses the steps until
+    then, and has to fetch it again.
+    """
+
+    async def at_once(joining):
+        pass
+
+    rule.off(Joining, "_until_known", at_once)
+
+    async def join(run):
+        await run.until(lambda: run.state("stage1-0").step == 2)
+        run.swarm.start_peer(1)
+
+    outcome = play([1, 1], join, steps=16, directory_refresh_s=1.0)
+    assert outcome.verdict == "right"
+    fetches = outcome.count("request_arrived", "manifest")
+    assert fetches == rule.gives(1, off=2)
+    assert outcome.counted_by("stage1-1") > 0

@@ -23,6 +23,11 @@ def test_all_kinds_of_faults_come_up():
     assert seen == set(KINDS) - {"crash_alone"}, "a lost stage is the matrix's"
 
 
+def test_swarms_of_one_to_four_stages_come_up():
+    sizes = {len(random_schedule(seed).peers_per_stage) for seed in range(60)}
+    assert sizes == {1, 2, 3, 4}
+
+
 def test_a_failing_schedule_is_shrunk_to_the_faults_that_it_needs(monkeypatch):
     def broken(schedule):
         return "broken" if any(f.kind == "crash" for f in schedule.faults) else None
