@@ -63,12 +63,17 @@ class Lease:
             ConfigError: Another trainer of this swarm has other data.
         """
         try:
-            while not self._standby.are_gone(leading := await self._leading()):
-                await self._standby.watch(leading, self._lease_s / 5)
+            leading = await self._leading()
+            while not self._standby.are_gone(leading):
+                leading = await self._standby.watch(leading, self._leading_later())
         finally:
             self._standby.end()
         self._seen += 1
         return await self._claim(self._seen)
+
+    async def _leading_later(self) -> set[Term]:
+        await asyncio.sleep(self._lease_s / 5)
+        return await self._leading()
 
     async def _leading(self) -> set[Term]:
         """Others that lead, as far as the directory says."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Coroutine, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from swarm_jax.config import ExperimentConfig
@@ -53,19 +53,30 @@ class Standby:
         """Whether nobody of those that lead is still there."""
         return all(term in self._gone for term in terms)
 
-    async def watch(self, terms: Set[Term], timeout_s: float) -> None:
-        """Returns when one of them turns out to be gone, or after a while.
+    async def watch(
+        self, terms: Set[Term], news: Coroutine[Any, Any, Set[Term]]
+    ) -> Set[Term]:
+        """Returns who leads, as soon as there are news or one of them is gone.
 
-        Not all of them are gone as far as is known.
+        News come from the directory, where a frozen peer holds up who asks.
+
+        Args:
+            terms: Of those that lead; not all of them are gone as far as is known.
+            news: Gives the same, later.
         """
         for term in self._vigils.keys() - terms:
             self._vigils.pop(term).cancel()
         for term in terms - self._vigils.keys():
             self._vigils[term] = asyncio.ensure_future(self._until_gone(term))
-        watched = [self._vigils[term] for term in terms - self._gone]
-        first = asyncio.FIRST_COMPLETED
-        done, _ = await asyncio.wait(watched, timeout=timeout_s, return_when=first)
-        self._gone |= {vigil.result() for vigil in done}
+        reading = asyncio.ensure_future(news)
+        vigils = {self._vigils[term] for term in terms - self._gone}
+        try:
+            first = asyncio.FIRST_COMPLETED
+            done, _ = await asyncio.wait({reading, *vigils}, return_when=first)
+            self._gone |= {vigil.result() for vigil in done & vigils}
+            return reading.result() if reading.done() else terms
+        finally:
+            reading.cancel()
 
     def end(self) -> None:
         """Forgets what it knows: the next time that it stands by is another matter."""

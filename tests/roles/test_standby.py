@@ -43,13 +43,16 @@ class Pair:
         await calls.serve(Watched(self._config.swarm_fingerprint()))
         return Lease(
             self._config,
-            self.network.directory(name),
+            self._directory(name),
             Standby(self._config, calls),
             key="run.trainer",
             trainer=name,
             data_digest="data",
             newest=Newest(),
         )
+
+    def _directory(self, name: str):
+        return self.network.directory(name)
 
     def kill_the_leader(self) -> None:
         self.keeping.cancel()
@@ -66,9 +69,24 @@ class Pair:
         return loop.time() - since_s if taken_over else None
 
 
-def take_over_s(config, happens, limit_s=LEASE_S) -> float | None:
+class SlowDirectory:
+    """Takes its time to read."""
+
+    def __init__(self, directory):
+        self._directory = directory
+        self.store = directory.store
+        self.reading = False
+
+    async def get(self, key):
+        self.reading = True
+        await asyncio.sleep(LEASE_S / 2)
+        self.reading = False
+        return await self._directory.get(key)
+
+
+def take_over_s(config, happens, limit_s=LEASE_S, pair_type=Pair) -> float | None:
     async def main():
-        pair = Pair(config)
+        pair = pair_type(config)
         await pair.start()
         happens(pair)
         return await pair.take_over_s(limit_s)
@@ -78,6 +96,19 @@ def take_over_s(config, happens, limit_s=LEASE_S) -> float | None:
 
 def test_a_killed_leader_is_followed_at_once(config):
     assert take_over_s(config, Pair.kill_the_leader) < 0.01
+
+
+def test_a_directory_that_is_held_up_holds_up_nobody(config):
+    def kill_while_it_reads(pair):
+        pair.kill_the_leader()
+        assert pair.directory.reading
+
+    class Slow(Pair):
+        def _directory(self, name):
+            self.directory = SlowDirectory(self.network.directory(name))
+            return self.directory
+
+    assert take_over_s(config, kill_while_it_reads, pair_type=Slow) < 0.01
 
 
 def test_a_frozen_leader_is_followed_after_four_heartbeats(config):

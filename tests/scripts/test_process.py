@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -64,3 +66,24 @@ def test_a_notice_is_no_signal_and_work_that_ends_gives_its_result():
 def test_a_trainer_that_was_asked_to_end_has_obeyed_and_ctrl_c_is_an_interruption():
     assert exit_code(signal.SIGTERM) == 0
     assert exit_code(signal.SIGINT) == 130
+
+
+A_TRAINERS_IMPORTS = """
+import logging, sys
+from scripts import process, run_trainer
+from swarm_jax.roles import trainer
+process.log_to_stderr()
+import grain
+logging.getLogger("jax._src.dispatch").info("compiled")
+logging.getLogger("jax._src.dispatch").warning("cannot compile")
+logging.getLogger("swarm_jax.roles").info("goes on")
+print(sorted({"jax", "flax", "optax"} & set(sys.modules)))
+"""
+
+
+def test_a_trainer_starts_without_models_and_does_not_log_what_jax_compiles():
+    command = [sys.executable, "-c", A_TRAINERS_IMPORTS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["['jax']"]
+    told = [line.split(" ", 2)[2] for line in done.stderr.splitlines()]
+    assert told == ["cannot compile", "goes on"]
