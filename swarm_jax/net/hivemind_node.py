@@ -40,6 +40,7 @@ from swarm_jax.errors import PeerLost, StartupError
 from swarm_jax.net.hivemind_folder import SocketFolder
 from swarm_jax.net.hivemind_identity import answers
 from swarm_jax.net.hivemind_records import RecordGuard, addresses_in, entries_of
+from swarm_jax.net.hivemind_searches import SearchingNode
 
 PROBE_TIMEOUT_S = 2.0
 ADDRESSES_KEY = "swarm_jax.addresses"
@@ -236,7 +237,7 @@ async def start_node(
             )
             # Our reads ask for the latest: a cache would be kept fresh for nobody.
             guard = RecordGuard()
-            dht = await DHTNode.create(
+            dht = await SearchingNode.create(
                 p2p=p2p,
                 record_validator=guard,
                 initial_peers=list(initial_peers) or None,
