@@ -24,7 +24,7 @@ from collections.abc import Callable
 from hivemind.p2p import P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
-from swarm_jax.errors import PeerLost, PeerTimeout
+from swarm_jax.errors import PeerLost, PeerStalled, PeerTimeout
 from swarm_jax.net.budget import Budget
 from swarm_jax.net.callee import Callee
 from swarm_jax.net.caller import Caller
@@ -109,7 +109,11 @@ class HivemindCalls:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
         caller = await self._stream_to(peer, timeout_s)
-        return await caller.call(message, timeout_s=deadline_s - loop.time())
+        try:
+            return await caller.call(message, timeout_s=deadline_s - loop.time())
+        except PeerStalled:
+            self._node.doubt(peer)
+            raise
 
     async def close(self) -> None:
         if self._closed:

@@ -26,25 +26,19 @@ from google.protobuf.message import DecodeError
 from hivemind.dht.node import DHTNode
 from hivemind.dht.protocol import ValidationError
 from hivemind.p2p import P2P, P2PDaemonError, PeerID
-from hivemind.p2p.p2p_daemon_bindings.utils import (
-    raise_if_failed,
-    read_pbmsg_safe,
-    write_pbmsg,
-)
 from hivemind.proto import p2pd_pb2
-from hivemind.utils import get_dht_time
 from hivemind.utils.multiaddr import Multiaddr
 
 from swarm_jax.core.bans import Bans
 from swarm_jax.errors import PeerLost, StartupError
+from swarm_jax.net.hivemind_contacts import Contacts
+from swarm_jax.net.hivemind_daemon import ask, open_connection
 from swarm_jax.net.hivemind_folder import SocketFolder
 from swarm_jax.net.hivemind_identity import answers
-from swarm_jax.net.hivemind_records import RecordGuard, addresses_in, entries_of
+from swarm_jax.net.hivemind_records import RecordGuard
 from swarm_jax.net.hivemind_searches import SearchingNode
 
 PROBE_TIMEOUT_S = 2.0
-ADDRESSES_KEY = "swarm_jax.addresses"
-ADDRESSES_LIFE_S = 240.0
 NOT_ROUTED = "routing: not found"
 
 logger = logging.getLogger(__name__)
@@ -68,6 +62,7 @@ class HivemindNode:
         folder: SocketFolder,
         maddrs: Sequence[str],
         bans: Bans,
+        contacts: Contacts,
     ):
         self.bans = bans
         self.when_banned: list[Callable[[str], None]] = []
@@ -76,7 +71,8 @@ class HivemindNode:
         self.peer_id: str = p2p.peer_id.to_base58()
         self._folder = folder
         self._maddrs = list(maddrs)
-        self._publishing = asyncio.ensure_future(self._keep_addresses())
+        self._contacts = contacts
+        contacts.start()
 
     @property
     def daemon_pid(self) -> int:
@@ -122,43 +118,20 @@ class HivemindNode:
         try:
             return await self._dial(peer, protocol, timeout_s)
         except PeerLost as error:
-            if NOT_ROUTED not in error.reason or not await self._introduce(
-                peer, timeout_s
+            stranger = NOT_ROUTED in error.reason
+            if not stranger or not await self._contacts.introduce(
+                PeerID.from_base58(peer), timeout_s
             ):
                 raise
         return await self._dial(peer, protocol, timeout_s)
 
-    async def _keep_addresses(self) -> None:
-        """Publishes this peer's addresses for ever, for ``_introduce`` of others.
-
-        libp2p's own routing keeps only addresses that it takes for public or private;
-        it finds nobody where, say, a test network or a VPN uses another range.
-        """
-        while True:
-            await self.dht.store(
-                ADDRESSES_KEY,
-                self._maddrs,
-                get_dht_time() + ADDRESSES_LIFE_S,
-                subkey=self.peer_id,
-            )
-            await asyncio.sleep(ADDRESSES_LIFE_S / 4)
-
     async def published_peers(self) -> dict[str, Any]:
         """What was published as addresses, by peer id, as far as this node sees it."""
-        found = await self.dht.get(ADDRESSES_KEY, latest=True)
-        return {peer: entry.value for peer, entry in entries_of(found)}
+        return await self._contacts.published()
 
-    async def _introduce(self, peer: str, timeout_s: float) -> bool:
-        """Tells the daemon where a peer is, from what that peer published."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                maddrs = addresses_in((await self.published_peers()).get(peer))
-                if not maddrs:
-                    return False
-                await self.p2p._client.connect(PeerID.from_base58(peer), maddrs)
-                return True
-        except (TimeoutError, OSError, EOFError, P2PDaemonError, ValueError):
-            return False
+    def doubt(self, peer: str) -> None:
+        """A stream to a peer has stalled: if its connection is dead, it is closed."""
+        self._contacts.doubt(PeerID.from_base58(peer))
 
     async def _dial(
         self, peer: str, protocol: str, timeout_s: float
@@ -166,14 +139,15 @@ class HivemindNode:
         writer = None
         try:
             async with asyncio.timeout(timeout_s):
-                request = p2pd_pb2.StreamOpenRequest(
+                wanted = p2pd_pb2.StreamOpenRequest(
                     peer=PeerID.from_base58(peer).to_bytes(),
                     proto=[protocol],
                     timeout=math.ceil(timeout_s),
                 )
-                connector = self.p2p._client.control.daemon_connector
-                reader, writer = await connector.open_connection()
-                await _ask_daemon(reader, writer, request)
+                kind = p2pd_pb2.Request.STREAM_OPEN
+                request = p2pd_pb2.Request(type=kind, streamOpen=wanted)
+                reader, writer = await open_connection(self.p2p)
+                await ask(reader, writer, request)
                 return reader, writer
         except BaseException as error:
             if writer is not None:
@@ -188,7 +162,7 @@ class HivemindNode:
 
     async def close(self) -> None:
         """Ends the daemon and removes its sockets. May be called twice."""
-        self._publishing.cancel()
+        await self._contacts.close()
         # Not dht.shutdown(): it asks the daemon first, for ever if that is dead.
         self.dht.is_alive = False
         await _shut_down([self.p2p], self._folder)
@@ -202,6 +176,7 @@ async def start_node(
     identity_path: str | Path | None = None,
     startup_timeout_s: float = 15.0,
     silence_s: float = 3.0,
+    touch_every_s: float = 5.0,
     bans: Bans | None = None,
 ) -> HivemindNode:
     """Starts p2pd and joins the DHT.
@@ -213,6 +188,7 @@ async def start_node(
         identity_path: Key file that fixes the peer id; made when missing.
         silence_s: A peer that does not answer a question of the DHT for so long is
             left. A frozen one holds up reads and writes that long.
+        touch_every_s: How often those who were left are asked again.
         bans: How long peers are banned that send something malformed.
 
     Raises:
@@ -255,7 +231,15 @@ async def start_node(
             ):
                 task.add_done_callback(_retrieve)
             maddrs = [str(maddr) for maddr in await p2p.get_visible_maddrs()]
-            return HivemindNode(p2p, dht, folder, maddrs, bans or Bans())
+            contacts = Contacts(
+                p2p,
+                dht,
+                maddrs=maddrs,
+                initial_peers=initial_peers,
+                silence_s=silence_s,
+                every_s=touch_every_s,
+            )
+            return HivemindNode(p2p, dht, folder, maddrs, bans or Bans(), contacts)
     except BaseException as error:
         await _shut_down(daemons, folder)
         if isinstance(error, TimeoutError):
@@ -317,18 +301,6 @@ async def _shut_down(daemons: Sequence[P2P], folder: SocketFolder) -> None:
     # hivemind has cancelled its tasks without waiting for them.
     await asyncio.sleep(0)
     folder.remove()
-
-
-async def _ask_daemon(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    request: p2pd_pb2.StreamOpenRequest,
-) -> None:
-    kind = p2pd_pb2.Request.STREAM_OPEN
-    await write_pbmsg(writer, p2pd_pb2.Request(type=kind, streamOpen=request))
-    response = p2pd_pb2.Response()
-    await read_pbmsg_safe(reader, response)
-    raise_if_failed(response)
 
 
 def _check_maddrs(

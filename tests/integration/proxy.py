@@ -47,6 +47,10 @@ class Connection:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             writer.transport.abort()
 
+    def kill_silently(self, name: str) -> None:
+        """Nothing that is sent arrives any more, and nobody is told."""
+        self.deaf.update(self.writers)
+
     def half_close(self, name: str) -> None:
         """What ``name`` sends ends here; it still receives."""
         for other in self.writers.keys() - {name} - self.deaf:

@@ -58,8 +58,8 @@ def _our_tasks(runner: asyncio.Runner) -> set[asyncio.Task]:
         task
         for task in asyncio.all_tasks(runner.get_loop())
         if "swarm_jax" in task.get_coro().cr_code.co_filename
-        # Nodes outlive tests here, and publish their addresses as long as they live.
-        and task.get_coro().__name__ != "_keep_addresses"
+        # Nodes outlive tests here, and look after their contacts as long as they live.
+        and not task.get_coro().cr_code.co_filename.endswith("contacts.py")
     }
 
 
