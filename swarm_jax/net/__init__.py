@@ -12,6 +12,7 @@
     hivemind_node.py      p2p daemon and DHT node of this process
     hivemind_daemon.py    single requests to that daemon
     hivemind_contacts.py  peers that were met, and how they are found again
+    hivemind_searches.py  DHT node whose searches are never cut short
     hivemind_folder.py    where that daemon's sockets are; nothing of it is left
     hivemind_identity.py  whether a running peer has it already
     hivemind_calls.py     PeerCalls over long-lived libp2p streams

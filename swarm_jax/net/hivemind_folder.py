@@ -52,7 +52,9 @@ def remove_stale_folders() -> None:
         # Another user's, or removed by somebody else meanwhile.
         with contextlib.suppress(OSError):
             if _is_stale(folder):
-                shutil.rmtree(folder)
+                # Others may be at it, too: who stops where a file is gone leaves the
+                # rest without an owner, which nobody touches for a while.
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_stale(folder: Path) -> bool:

@@ -36,6 +36,7 @@ from swarm_jax.net.hivemind_daemon import ask, open_connection
 from swarm_jax.net.hivemind_folder import SocketFolder
 from swarm_jax.net.hivemind_identity import answers
 from swarm_jax.net.hivemind_records import RecordGuard
+from swarm_jax.net.hivemind_searches import SearchingNode
 
 PROBE_TIMEOUT_S = 2.0
 NOT_ROUTED = "routing: not found"
@@ -212,7 +213,7 @@ async def start_node(
             )
             # Our reads ask for the latest: a cache would be kept fresh for nobody.
             guard = RecordGuard()
-            dht = await DHTNode.create(
+            dht = await SearchingNode.create(
                 p2p=p2p,
                 record_validator=guard,
                 initial_peers=list(initial_peers) or None,

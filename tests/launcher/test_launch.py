@@ -144,7 +144,7 @@ def test_children_die_with_a_killed_launcher(launch):
     children = launch.wait_for_children()
     process.kill()
     process.wait()
-    wait_until(lambda: not alive(children), timeout_s=5)
+    wait_until(lambda: not alive(children))
 
 
 def test_a_dying_trainer_ends_the_run_with_its_last_words(launch):

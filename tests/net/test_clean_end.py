@@ -189,6 +189,24 @@ def test_a_folder_is_locked_while_its_owner_lives(own_parent):
     assert list(own_parent.iterdir()) == []
 
 
+def test_two_who_remove_a_stale_folder_at_once_leave_nothing_of_it(
+    own_parent, monkeypatch
+):
+    stale = own_parent / f"{hivemind_folder.PREFIX}stale"
+    stale.mkdir()
+    for name in (hivemind_folder.OWNER, "socket", "another"):
+        (stale / name).touch()
+    unlink = os.unlink
+
+    def unlink_twice(path, **options):
+        unlink(path, **options)  # as the other does, a moment before
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", unlink_twice)
+    remove_stale_folders()
+    assert not stale.exists()
+
+
 def test_only_stale_folders_are_removed(own_parent):
     stale = own_parent / f"{hivemind_folder.PREFIX}stale"
     young = own_parent / f"{hivemind_folder.PREFIX}young"
