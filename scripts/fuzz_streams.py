@@ -96,6 +96,8 @@ _SAMPLES = {
     "frozenset[str]": frozenset(),
     "dict[str, str]": {"stage1-0": "x"},
     "dict[int, float]": {0: 1.0},
+    "dict[str, float]": {"final_train_loss": 1.0},
+    "list[str]": ["0f", "0f"],
 }
 _ARRAYS = {"relay": [TARGETS_BL, X_BLD], "hand_over": SUM}
 
@@ -120,6 +122,8 @@ _REPORT = report_to_header(
                 "last_commit": CommitRecord(0, 0.5),
                 "losses": {0: 1.0},
                 "newest_heard": (0, 1),
+                "saved": frozenset({1}),
+                "folder": "x",
             }.get(f.name, 1 if "int" in str(f.type) else None)
             for f in dataclasses.fields(Report)
             if f.name != "peer"

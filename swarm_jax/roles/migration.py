@@ -141,7 +141,7 @@ class MovingPeer:
                 began_s = asyncio.get_running_loop().time()
                 if running.done():
                     running.result()
-                if await server.drain(self._config.tuning.drain_timeout_s):
+                if await self._leaves(server):
                     await server.leave()
                     return began_s
                 logger.warning("nobody took over: this peer stays in its stage")
@@ -150,6 +150,17 @@ class MovingPeer:
             running.cancel()
             watching.cancel()
             await asyncio.wait({running, watching})
+
+    async def _leaves(self, server: StageServer) -> bool:
+        """Whether this peer may go: what it holds is with others, or of no use.
+
+        Without its old stage no step can be closed, so who is called back may wait for
+        a commit in vain. It has taken part in no step here; others have the state.
+        """
+        tuning = self._config.tuning
+        if self._kept is None or server.told_to_move.result() != self._kept.stage:
+            return await server.drain(tuning.drain_timeout_s)
+        return await server.drain(tuning.control_timeout_s) or server.has_mates
 
     async def _watch_old_stage(self, server: StageServer) -> None:
         """Calls this peer back if the stage that it has left has nobody else.

@@ -88,12 +88,17 @@ class SwarmView:
         return max((r.step for r in records.values() if r.state != OFFLINE), default=0)
 
     def everyone(self) -> list[str]:
-        """All peers of all stages that have not said goodbye."""
+        """All peers of all stages that have not said goodbye; each once.
+
+        Of one that has just moved there may be records in two stages.
+        """
         return sorted(
-            peer
-            for records in self._stages.values()
-            for peer, record in records.items()
-            if record.state != OFFLINE
+            {
+                peer
+                for records in self._stages.values()
+                for peer, record in records.items()
+                if record.state != OFFLINE
+            }
         )
 
     async def join(self) -> None:

@@ -237,12 +237,18 @@ class StageServer:
         self._compute.close()
         self._saving.close()
 
+    @property
+    def has_mates(self) -> bool:
+        """Whether others serve its stage."""
+        return bool(set(self.view.online(self.state.stage)) - {self._calls.peer_id})
+
     async def drain(self, timeout_s: float) -> bool:
         """Leaves without a loss; False if nobody took over in time."""
         return await self._leaving.drain(timeout_s)
 
     async def leave(self) -> None:
         """Tells the directory that this peer is gone."""
+        self._control.enter(OFFLINE)
         await self.view.publish(self._calls.peer_id, self._record(OFFLINE))
 
     def admit(

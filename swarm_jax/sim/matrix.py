@@ -110,6 +110,10 @@ EXCLUDED: tuple[Rule, ...] = (
         "the donor is of the middle stage: it is the same cell",
     ),
     (
+        lambda fault, phase, role: role == "donor" and "save" in PHASES[phase].event,
+        "a donor saves as any peer of the middle stage: it is the same cell",
+    ),
+    (
         lambda fault, phase, role: role == "donor" and PHASES[phase].begins == "move",
         "who moves gives its state to nobody",
     ),
