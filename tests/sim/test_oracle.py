@@ -177,7 +177,7 @@ def test_a_peer_left_draining(monkeypatch):
         lambda swarm, peer: asyncio.ensure_future(asyncio.sleep(0)),
     )
     fault = Fault(kind="drain", peer="stage1-0", when="device_done backward", nth=3)
-    expect("stage1-0 is DRAINING", Schedule((1, 2), 1, (fault,)))
+    expect("stage1-0 is OFFLINE", Schedule((1, 2), 1, (fault,)))
 
 
 def test_a_microbatch_that_is_held_for_ever(monkeypatch):
