@@ -212,7 +212,7 @@ class RebalancingConfig:
     same_speed: float = 1.4
     moving_share: float = 0.25
     migration_s: float = 60.0
-    rescue_after_s: float = 5.0
+    rescue_after_s: float = 10.0
     horizon_s: float = 600.0
 
     def __post_init__(self):

@@ -179,7 +179,7 @@ async def start_node(
     touch_every_s: float = 5.0,
     bans: Bans | None = None,
 ) -> HivemindNode:
-    """Starts p2pd and joins the DHT.
+    """Starts p2pd and joins the DHT; tries twice if a busy peer did not let it in.
 
     Args:
         initial_peers: Addresses of running peers; none starts a new swarm.
@@ -200,6 +200,41 @@ async def start_node(
     _check_ports(host_maddrs)
     if identity_path is not None:
         _check_identity(Path(identity_path))
+
+    async def start() -> HivemindNode:
+        return await _start(
+            initial_peers=initial_peers,
+            host_maddrs=host_maddrs,
+            announce_maddrs=announce_maddrs,
+            identity_path=identity_path,
+            startup_timeout_s=startup_timeout_s,
+            silence_s=silence_s,
+            touch_every_s=touch_every_s,
+            bans=bans or Bans(),
+        )
+
+    try:
+        return await start()
+    except _NotLetIn as error:
+        logger.warning("%s; trying again", error)
+        return await start()
+
+
+class _NotLetIn(StartupError):
+    """An initial peer takes connections, but not this one."""
+
+
+async def _start(
+    *,
+    initial_peers: Sequence[str],
+    host_maddrs: Sequence[str],
+    announce_maddrs: Sequence[str],
+    identity_path: str | Path | None,
+    startup_timeout_s: float,
+    silence_s: float,
+    touch_every_s: float,
+    bans: Bans,
+) -> HivemindNode:
     folder = SocketFolder()
     daemons: list[P2P] = []
     try:
@@ -239,7 +274,7 @@ async def start_node(
                 silence_s=silence_s,
                 every_s=touch_every_s,
             )
-            return HivemindNode(p2p, dht, folder, maddrs, bans or Bans(), contacts)
+            return HivemindNode(p2p, dht, folder, maddrs, bans, contacts)
     except BaseException as error:
         await _shut_down(daemons, folder)
         if isinstance(error, TimeoutError):
@@ -384,7 +419,7 @@ async def _explain(
     if "bootstrap peers" in text or "no connection" in text:
         answering = [peer for peer in initial_peers if await _accepts(Multiaddr(peer))]
         if answering:
-            return StartupError(
+            return _NotLetIn(
                 f"--initial_peers: {answering[0]} accepts connections, but not as that "
                 "peer. Copy the address again from its start-up lines: without "
                 "--identity_path the part after /p2p/ is a new one at each start"

@@ -15,6 +15,7 @@ from hivemind.p2p import P2P
 from hivemind.proto import p2pd_pb2
 
 from swarm_jax.errors import StartupError
+from swarm_jax.net import hivemind_node
 from swarm_jax.net.hivemind_node import start_node
 
 STRANGER = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
@@ -239,3 +240,18 @@ async def test_a_start_that_is_cancelled_leaves_nothing(after_s):
     await asyncio.wait([starting])
     if not starting.cancelled():
         await starting.result().close()
+
+
+async def test_a_peer_that_is_too_busy_is_asked_twice(monkeypatch, caplog):
+    start, failures = hivemind_node._start, []
+
+    async def busy_at_first(**settings):
+        if not failures:
+            failures.append(hivemind_node._NotLetIn("accepts, but not as that peer"))
+            raise failures[0]
+        return await start(**settings)
+
+    monkeypatch.setattr(hivemind_node, "_start", busy_at_first)
+    node = await start_node()
+    assert failures and "trying again" in caplog.text
+    await node.close()
