@@ -58,19 +58,12 @@ class Move:
 def move_by_queue(stages: Stages) -> Move | None:
     """The paper's move, or None where all stages are equally loaded.
 
-    Load is the time that a stage needs for the microbatches that its peers hold. Of
-    equally loaded stages the first counts, of equally busy peers the first by id. The
-    last ONLINE peer of a stage stays, which the paper does not say.
+    Of equally loaded stages the first counts, of equally busy peers the first by id.
+    The last ONLINE peer of a stage stays, which the paper does not say.
     """
-    work = [1.0] * len(stages)
-    totals = totals_of(speeds_of(stages, work, same_speed=1.0), work)
-    held = [sum(record.queue for record in peers.values()) for peers in stages]
-    loads = [
-        queue / total if total else math.inf
-        for queue, total in zip(held, totals, strict=True)
-    ]
+    loads = _loads_s(stages)
     source = min(range(len(loads)), key=loads.__getitem__)
-    target = max(range(len(loads)), key=loads.__getitem__)
+    target = most_loaded(stages)
     online = [p for p, record in stages[source].items() if record.state == ONLINE]
     if loads[source] == loads[target] or len(online) < 2:
         return None
@@ -80,6 +73,12 @@ def move_by_queue(stages: Stages) -> Move | None:
         f"{loads[source]:.3g} s, and {peer} is its least busy peer"
     )
     return Move(peer, source, target, 0.0, reason)
+
+
+def most_loaded(stages: Stages) -> int:
+    """Where the paper sends a new peer; ours goes by ``placement.place``."""
+    loads = _loads_s(stages)
+    return max(range(len(loads)), key=loads.__getitem__)
 
 
 def rescue(
@@ -182,24 +181,25 @@ class _Draft:
         before, serving = min(self.totals), min(self.serving)
         required = max(self._rules.gain_threshold * before, self._error())
         after, lost, count = before, 0.0, 0
-        moves: list[Move] = []
-        while len(moves) < self._most_moves() and (move := self._improvement()):
+        row: list[Move] = []
+        for _ in range(self._most_moves()):
+            if (move := self._improvement()) is None:
+                break
             self._carry_out(move)
-            moves.append(move)
+            row.append(move)
             if min(self.totals) > after * (1 + ROUNDING):
-                after, count = min(self.totals), len(moves)
+                after, count = min(self.totals), len(row)
                 lost = max(0.0, serving - min(self.serving))
         brought_tokens = (after - before) * (horizon_s - self._rules.migration_s)
-        if after - before <= required:
-            return []
-        if brought_tokens <= lost * self._rules.migration_s:
+        lost_tokens = lost * self._rules.migration_s
+        if after - before <= required or brought_tokens <= lost_tokens:
             return []
         gain = _relative(before, after)
         reason = (
             f"{count} moved, the slowest stage rises from {before:,.0f} to "
             f"{after:,.0f} tokens/s ({gain:+.1%})"
         )
-        return [replace(move, gain=gain, reason=reason) for move in moves[:count]]
+        return [replace(move, gain=gain, reason=reason) for move in row[:count]]
 
     def _improvement(self) -> Move | None:
         target = poorest(self.totals)
@@ -259,6 +259,17 @@ class _Draft:
         stage = poorest(self.totals)
         squares = math.fsum(s**2 for s in self._online[stage].values())
         return self._rules.measurement_error * math.sqrt(squares) / self._work[stage]
+
+
+def _loads_s(stages: Stages) -> list[float]:
+    """The time that each stage needs for the microbatches that its peers hold."""
+    work = [1.0] * len(stages)
+    totals = totals_of(speeds_of(stages, work, same_speed=1.0), work)
+    held = [sum(record.queue for record in peers.values()) for peers in stages]
+    return [
+        queue / total if total else math.inf
+        for queue, total in zip(held, totals, strict=True)
+    ]
 
 
 def _relative(before: float, after: float) -> float:
