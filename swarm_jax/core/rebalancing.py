@@ -14,6 +14,7 @@ with it.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -23,6 +24,9 @@ from swarm_jax.core.reports import ONLINE
 
 SAFE_PEERS = 2
 """A stage of fewer loses its state when one dies; no stage gives so many away."""
+
+CERTAINTY = 3.0
+"""Standard deviations that a gain must stand out from the error of measurement."""
 
 ROUNDING = 1e-9
 
@@ -134,15 +138,15 @@ class _Draft:
         self._stages = stages
         self._rules = rules
         self._work = work or [1.0] * len(stages)
-        speeds = speeds_of(stages, self._work, rules.same_speed)
-        self._present = [len(peers) for peers in speeds]
+        self._speeds = speeds_of(stages, self._work, rules.same_speed)
+        self._present = [len(peers) for peers in self._speeds]
         self._online = [
             {p: s for p, s in peers.items() if records[p].state == ONLINE}
-            for peers, records in zip(speeds, stages, strict=True)
+            for peers, records in zip(self._speeds, stages, strict=True)
         ]
         self._giving: set[int] = set()
         self._taking: set[int] = set()
-        self.totals = totals_of(speeds, self._work)
+        self.totals = totals_of(self._speeds, self._work)
         self.serving = totals_of(self._online, self._work)
 
     def rescued(self) -> list[Move]:
@@ -252,13 +256,24 @@ class _Draft:
         )
 
     def _error(self) -> float:
-        """How far the slowest stage's total may be wrong, in tokens per second.
+        """How far the poorest stage may seem behind the richest by error alone.
 
-        Errors of its peers are independent, and partly cancel.
+        In tokens per second. Peers of one kind count as equally fast, so what is known
+        the less, the fewer peers there are of a kind, is its mean; and an error of it
+        matters as far as the two stages differ in how many they have.
         """
-        stage = poorest(self.totals)
-        squares = math.fsum(s**2 for s in self._online[stage].values())
-        return self._rules.measurement_error * math.sqrt(squares) / self._work[stage]
+        poor, rich = poorest(self.totals), self.totals.index(max(self.totals))
+        of_kind = Counter(speed for peers in self._speeds for speed in peers.values())
+        squares = []
+        for speed, peers in of_kind.items():
+            in_poor, in_rich = (
+                sum(other == speed for other in self._speeds[stage].values())
+                / self._work[stage]
+                for stage in (poor, rich)
+            )
+            squares.append((speed * (in_rich - in_poor)) ** 2 / peers)
+        error = self._rules.measurement_error * math.sqrt(math.fsum(squares))
+        return CERTAINTY * error
 
 
 def _loads_s(stages: Stages) -> list[float]:

@@ -8,7 +8,7 @@ the same peers could be, is what counts.
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,7 +17,7 @@ import numpy as np
 from swarm_jax.core.capacity import Stages
 from swarm_jax.core.rebalancing import SAFE_PEERS, Move
 from swarm_jax.sim.fluid import FluidSwarm
-from swarm_jax.sim.market import HOUR_S, SpotMarket, draw_trace
+from swarm_jax.sim.market import HOUR_S, Change, SpotMarket
 from swarm_jax.sim.strategies import Strategy
 
 BOTH_TURNS = 2
@@ -97,14 +97,20 @@ class Sample:
 
 
 class Replay:
-    """One trace under one strategy.
+    """One trace under one strategy; ``seed`` draws who is taken away, and the like.
 
     Attributes:
         samples: How fast the swarm was and could have been, so far.
         moves: Those that were begun.
     """
 
-    def __init__(self, scenario: Scenario, strategy: Strategy, seed: int):
+    def __init__(
+        self,
+        scenario: Scenario,
+        strategy: Strategy,
+        trace: Iterable[Change],
+        seed: int,
+    ):
         self.samples: list[Sample] = []
         self.moves: list[Move] = []
         self._swarm = FluidSwarm(scenario.market.peers, [1.0] * scenario.num_stages)
@@ -120,7 +126,7 @@ class Replay:
         self._order = itertools.count()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._quiet_turns = 0
-        for change in draw_trace(scenario.market, seed):
+        for change in trace:
             self._at(change.at_s, self._come if change.comes else self._take_away)
         self._at(strategy.period_s, self._turn)
 
