@@ -193,8 +193,8 @@ class RebalancingConfig:
             that a migration takes, or it moves several where one was missing.
         gain_threshold: Least rise of the swarm's throughput, as a share of it, for
             which peers are moved.
-        measurement_error: Relative error of one peer's measured throughput; a rise
-            must be larger than what such errors make of the slowest stage's total.
+        measurement_error: Relative standard deviation of one peer's measured
+            throughput. A gain that such errors could feign moves nobody.
         same_speed: Peers whose speeds differ by no more than this factor from their
             median count as equally fast.
         moving_share: Largest share of all peers that is sent away in one period.

@@ -12,11 +12,15 @@ def test_override_changes_a_leaf_and_the_fingerprints_that_depend_on_it():
     base = load_config(TINY)
     restaged = load_config(TINY, ["--config.swarm.num_stages=2"])
     retuned = load_config(TINY, ["--config.tuning.heartbeat_s=3"])
+    rebalanced = load_config(TINY, ["--config.tuning.rebalancing.period_s=60"])
     reseeded = load_config(TINY, ["--config.seed=7"])
     assert restaged.swarm.num_stages == 2
     assert restaged.model_fingerprint() == base.model_fingerprint()
     assert restaged.swarm_fingerprint() != base.swarm_fingerprint()
     assert retuned.swarm_fingerprint() == base.swarm_fingerprint()
+    assert rebalanced.tuning.rebalancing.period_s == 60.0
+    assert rebalanced.swarm_fingerprint() == base.swarm_fingerprint()
+    assert rebalanced.model_fingerprint() == base.model_fingerprint()
     assert reseeded.model_fingerprint() != base.model_fingerprint()
 
 
@@ -33,6 +37,9 @@ def test_override_changes_a_leaf_and_the_fingerprints_that_depend_on_it():
         ("--config.data.corpus=web", "use 'stdlib'"),
         ("--config.swarm.wire=int4", "use one of"),
         ("--config.tuning.heartbeat_s=0.0", "use a positive number"),
+        ("--config.tuning.rebalancing.period_s=0.0", "use a positive number"),
+        ("--config.tuning.rebalancing.same_speed=0.5", "use 1 or more"),
+        ("--config.tuning.rebalancing.strategy=mood", "use one of"),
         ("--steps=3", "write --config.FIELD=VALUE"),
     ],
 )

@@ -84,12 +84,12 @@ def poorest(totals: Sequence[float]) -> int:
 
 
 def _kinds(speeds: Sequence[float], same_speed: float) -> dict[float, float]:
-    """For each speed the typical one of its kind."""
+    """For each speed the mean of its kind, which is what lies around a median."""
     rest, kinds = sorted(speeds), {}
     while rest:
         middle = statistics.median_low(rest)
         low, high = middle / same_speed, middle * same_speed
         alike = [speed for speed in rest if low <= speed <= high]
         rest = [speed for speed in rest if not low <= speed <= high]
-        kinds.update(dict.fromkeys(alike, statistics.median_low(alike)))
+        kinds.update(dict.fromkeys(alike, statistics.fmean(alike)))
     return kinds

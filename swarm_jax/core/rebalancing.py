@@ -14,6 +14,7 @@ with it.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -23,6 +24,9 @@ from swarm_jax.core.reports import ONLINE
 
 SAFE_PEERS = 2
 """A stage of fewer loses its state when one dies; no stage gives so many away."""
+
+CERTAINTY = 3.0
+"""Standard deviations that a gain must stand out from the error of measurement."""
 
 ROUNDING = 1e-9
 
@@ -58,19 +62,12 @@ class Move:
 def move_by_queue(stages: Stages) -> Move | None:
     """The paper's move, or None where all stages are equally loaded.
 
-    Load is the time that a stage needs for the microbatches that its peers hold. Of
-    equally loaded stages the first counts, of equally busy peers the first by id. The
-    last ONLINE peer of a stage stays, which the paper does not say.
+    Of equally loaded stages the first counts, of equally busy peers the first by id.
+    The last ONLINE peer of a stage stays, which the paper does not say.
     """
-    work = [1.0] * len(stages)
-    totals = totals_of(speeds_of(stages, work, same_speed=1.0), work)
-    held = [sum(record.queue for record in peers.values()) for peers in stages]
-    loads = [
-        queue / total if total else math.inf
-        for queue, total in zip(held, totals, strict=True)
-    ]
+    loads = _loads_s(stages)
     source = min(range(len(loads)), key=loads.__getitem__)
-    target = max(range(len(loads)), key=loads.__getitem__)
+    target = most_loaded(stages)
     online = [p for p, record in stages[source].items() if record.state == ONLINE]
     if loads[source] == loads[target] or len(online) < 2:
         return None
@@ -80,6 +77,12 @@ def move_by_queue(stages: Stages) -> Move | None:
         f"{loads[source]:.3g} s, and {peer} is its least busy peer"
     )
     return Move(peer, source, target, 0.0, reason)
+
+
+def most_loaded(stages: Stages) -> int:
+    """Where the paper sends a new peer; ours goes by ``placement.place``."""
+    loads = _loads_s(stages)
+    return max(range(len(loads)), key=loads.__getitem__)
 
 
 def rescue(
@@ -135,15 +138,15 @@ class _Draft:
         self._stages = stages
         self._rules = rules
         self._work = work or [1.0] * len(stages)
-        speeds = speeds_of(stages, self._work, rules.same_speed)
-        self._present = [len(peers) for peers in speeds]
+        self._speeds = speeds_of(stages, self._work, rules.same_speed)
+        self._present = [len(peers) for peers in self._speeds]
         self._online = [
             {p: s for p, s in peers.items() if records[p].state == ONLINE}
-            for peers, records in zip(speeds, stages, strict=True)
+            for peers, records in zip(self._speeds, stages, strict=True)
         ]
         self._giving: set[int] = set()
         self._taking: set[int] = set()
-        self.totals = totals_of(speeds, self._work)
+        self.totals = totals_of(self._speeds, self._work)
         self.serving = totals_of(self._online, self._work)
 
     def rescued(self) -> list[Move]:
@@ -182,24 +185,25 @@ class _Draft:
         before, serving = min(self.totals), min(self.serving)
         required = max(self._rules.gain_threshold * before, self._error())
         after, lost, count = before, 0.0, 0
-        moves: list[Move] = []
-        while len(moves) < self._most_moves() and (move := self._improvement()):
+        row: list[Move] = []
+        for _ in range(self._most_moves()):
+            if (move := self._improvement()) is None:
+                break
             self._carry_out(move)
-            moves.append(move)
+            row.append(move)
             if min(self.totals) > after * (1 + ROUNDING):
-                after, count = min(self.totals), len(moves)
+                after, count = min(self.totals), len(row)
                 lost = max(0.0, serving - min(self.serving))
         brought_tokens = (after - before) * (horizon_s - self._rules.migration_s)
-        if after - before <= required:
-            return []
-        if brought_tokens <= lost * self._rules.migration_s:
+        lost_tokens = lost * self._rules.migration_s
+        if after - before <= required or brought_tokens <= lost_tokens:
             return []
         gain = _relative(before, after)
         reason = (
             f"{count} moved, the slowest stage rises from {before:,.0f} to "
             f"{after:,.0f} tokens/s ({gain:+.1%})"
         )
-        return [replace(move, gain=gain, reason=reason) for move in moves[:count]]
+        return [replace(move, gain=gain, reason=reason) for move in row[:count]]
 
     def _improvement(self) -> Move | None:
         target = poorest(self.totals)
@@ -252,13 +256,35 @@ class _Draft:
         )
 
     def _error(self) -> float:
-        """How far the slowest stage's total may be wrong, in tokens per second.
+        """How far the poorest stage may seem behind the richest by error alone.
 
-        Errors of its peers are independent, and partly cancel.
+        In tokens per second. Peers of one kind count as equally fast, so what is known
+        the less, the fewer peers there are of a kind, is its mean; and an error of it
+        matters as far as the two stages differ in how many they have.
         """
-        stage = poorest(self.totals)
-        squares = math.fsum(s**2 for s in self._online[stage].values())
-        return self._rules.measurement_error * math.sqrt(squares) / self._work[stage]
+        poor, rich = poorest(self.totals), self.totals.index(max(self.totals))
+        of_kind = Counter(speed for peers in self._speeds for speed in peers.values())
+        squares = []
+        for speed, peers in of_kind.items():
+            in_poor, in_rich = (
+                sum(other == speed for other in self._speeds[stage].values())
+                / self._work[stage]
+                for stage in (poor, rich)
+            )
+            squares.append((speed * (in_rich - in_poor)) ** 2 / peers)
+        error = self._rules.measurement_error * math.sqrt(math.fsum(squares))
+        return CERTAINTY * error
+
+
+def _loads_s(stages: Stages) -> list[float]:
+    """The time that each stage needs for the microbatches that its peers hold."""
+    work = [1.0] * len(stages)
+    totals = totals_of(speeds_of(stages, work, same_speed=1.0), work)
+    held = [sum(record.queue for record in peers.values()) for peers in stages]
+    return [
+        queue / total if total else math.inf
+        for queue, total in zip(held, totals, strict=True)
+    ]
 
 
 def _relative(before: float, after: float) -> float:

@@ -10,4 +10,12 @@ damage.py    what faults do to links and messages
 chaos.py     runs a schedule and lets the oracle look
 oracle.py    what must be true at the end of every run
 schedules.py random schedules
+
+And without microbatches, for days of hundreds of peers:
+
+market.py      traces of a spot market
+fluid.py       a swarm whose throughput is that of its slowest stage
+strategies.py  who moves, and where newcomers go
+replay.py      a trace under a strategy
+rebalancing.py the paper's ablation: cases, table, picture
 """

@@ -23,6 +23,13 @@ def test_a_peer_that_nobody_has_measured_counts_as_the_mean():
     assert place([[0.0], [10.0, 2.0], [6.0, 6.0]], ["new"]) == {"new": 0}
 
 
+def test_a_heavy_stage_needs_more():
+    placed = place([[10.0], [10.0]], ["a", "b", "c", "d"], work=[3.0, 1.0])
+    assert Counter(placed.values()) == {0: 3, 1: 1}
+    placed = place([[30.0], [30.0]], ["a", "b", "c", "d"], work=[1.0, 3.0])
+    assert Counter(placed.values()) == {0: 1, 1: 3}
+
+
 def test_six_that_start_together_are_two_of_each_stage():
     placed = place([[], [], []], [f"peer{i}" for i in range(6)])
     assert Counter(placed.values()) == {0: 2, 1: 2, 2: 2}
