@@ -157,8 +157,9 @@ class _Draft:
         moves = []
         for target, present in enumerate(self._present):
             before = min(self.totals)
-            move = self._gift(target, above=before * (1 - ROUNDING))
-            if present >= SAFE_PEERS or move is None:
+            if present >= SAFE_PEERS:
+                continue
+            if (move := self._gift(target, above=before * (1 - ROUNDING))) is None:
                 continue
             self._carry_out(move)
             left = self._present[move.source]

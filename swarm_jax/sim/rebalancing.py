@@ -123,6 +123,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> Table:
     """The rows, beside what is recalled of the paper."""
     shown = Table(
         box=box.SIMPLE,
+        pad_edge=False,
         title="% of the best allocation's throughput",
         caption="paper: overall, first hour, last hour; recalled, not seen",
     )

@@ -249,6 +249,7 @@ def test_who_is_on_the_way_has_been_sent_to_the_rescue():
 
 
 @given(views(), st.integers(0, 1))
+@settings(deadline=None, derandomize=True)
 def test_no_stage_is_emptied(stages, turn):
     paper = move_by_queue(stages)
     for moves in (rebalance(stages, RULES, turn=turn), [paper] if paper else []):
@@ -260,6 +261,7 @@ def test_no_stage_is_emptied(stages, turn):
 
 
 @given(views(), st.integers(0, 1), st.randoms(use_true_random=False))
+@settings(deadline=None, derandomize=True)
 def test_every_peer_names_the_same_movers(stages, turn, chance):
     shuffled = [dict(chance.sample(list(p.items()), len(p))) for p in stages]
     assert rebalance(stages, RULES, turn=turn) == rebalance(shuffled, RULES, turn=turn)
@@ -268,6 +270,7 @@ def test_every_peer_names_the_same_movers(stages, turn, chance):
 
 
 @given(views(), st.integers(0, 1))
+@settings(deadline=None, derandomize=True)
 def test_no_gain_is_negative_and_no_move_makes_the_swarm_slower(stages, turn):
     moves = rebalance(stages, EXACT, turn=turn)
     assert all(move.gain >= 0 for move in moves)
@@ -279,6 +282,7 @@ def test_no_gain_is_negative_and_no_move_makes_the_swarm_slower(stages, turn):
 
 
 @given(EQUAL)
+@settings(deadline=None, derandomize=True)
 def test_equal_peers_reach_the_optimal_allocation_and_stay(stages):
     peers = sum(map(len, stages))
     stages, last = settled(stages, RULES)
@@ -287,7 +291,7 @@ def test_equal_peers_reach_the_optimal_allocation_and_stay(stages):
 
 
 @given(SERVING)
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None, derandomize=True)
 def test_unequal_peers_come_to_rest_near_the_optimal_allocation(stages):
     """No allocation is faster than the mean of the stages."""
     spread, last = settled(stages, EXACT, turns=60)
@@ -300,7 +304,7 @@ def test_unequal_peers_come_to_rest_near_the_optimal_allocation(stages):
 
 
 @given(EQUAL, st.integers(0, 2**32))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20, deadline=None, derandomize=True)
 def test_an_hour_of_noise_moves_nobody(stages, seed):
     stages, _ = settled(stages, RULES)
     chance = random.Random(seed)
@@ -317,7 +321,7 @@ def test_an_hour_of_noise_moves_nobody(stages, seed):
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10, deadline=None, derandomize=True)
 def test_an_hour_of_noise_moves_nobody_of_two_kinds_of_device(seed):
     stages, _ = settled(
         stages_of([400.0, 400.0, 100.0], [100.0] * 8, [400.0] * 3), RULES
@@ -356,7 +360,7 @@ WITHOUT += WITH_THE_FAST_ONE[1:]
 @given(neighbours(), st.integers(0, 1))
 @example((WITH_THE_FAST_ONE, WITHOUT), 0)
 @example((WITH_THE_FAST_ONE, WITHOUT), 1)
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None, derandomize=True)
 def test_views_that_differ_by_one_record_never_undo_each_other(pair, turn):
     here, there = (
         {(move.source, move.target) for move in rebalance(view, EXACT, turn=turn)}
@@ -371,7 +375,7 @@ def test_without_turns_they_would():
 
 
 @given(neighbours(), st.integers(0, 1))
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None, derandomize=True)
 def test_a_rescue_is_never_undone_by_who_sees_one_record_less(pair, turn):
     rescued = {(move.source, move.target) for move in rescue(pair[0], RULES)}
     there = rebalance(pair[1], EXACT, turn=turn)
