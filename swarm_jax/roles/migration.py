@@ -7,14 +7,15 @@ lost all its other peers meanwhile.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from swarm_jax.config import ExperimentConfig
-from swarm_jax.core.reports import OFFLINE
+from swarm_jax.core.reports import JOINING, OFFLINE
 from swarm_jax.core.stage_state import Position
 from swarm_jax.net.protocols import (
     ArraySpec,
@@ -108,7 +109,8 @@ class MovingPeer:
             left_s = loop.time()
             stage = server.told_to_move.result()
             logger.info("moving from stage %d to stage %d", self._kept.stage, stage)
-            server = await self._make_server(stage)
+            async with self._expected(server):
+                server = await self._make_server(stage)
             server.arrival.migration = Migration(
                 from_stage=self._kept.stage,
                 began_s=began_s,
@@ -141,15 +143,37 @@ class MovingPeer:
                 began_s = asyncio.get_running_loop().time()
                 if running.done():
                     running.result()
-                if await self._leaves(server):
+                async with self._expected(server):
+                    leaves = await self._leaves(server)
+                if leaves:
                     await server.leave()
                     return began_s
                 logger.warning("nobody took over: this peer stays in its stage")
+                await server.announce_arrival(OFFLINE)
                 server.stay()
         finally:
             running.cancel()
             watching.cancel()
             await asyncio.wait({running, watching})
+
+    @contextlib.asynccontextmanager
+    async def _expected(self, server: StageServer) -> AsyncIterator[None]:
+        """Says meanwhile in the new stage that this peer is on its way to it.
+
+        Or another one would be sent there in its place.
+        """
+
+        async def announce() -> None:
+            while True:
+                await server.announce_arrival(JOINING)
+                await asyncio.sleep(self._config.tuning.directory_refresh_s)
+
+        announcing = asyncio.ensure_future(announce())
+        try:
+            yield
+        finally:
+            announcing.cancel()
+            await asyncio.wait({announcing})
 
     async def _leaves(self, server: StageServer) -> bool:
         """Whether this peer may go: what it holds is with others, or of no use.

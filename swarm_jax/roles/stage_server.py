@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -217,6 +218,11 @@ class StageServer:
         """Asks whoever runs this server to leave for another stage."""
         if not self.told_to_move.done():
             self.told_to_move.set_result(stage)
+
+    async def announce_arrival(self, state: str) -> None:
+        """Publishes, where this peer is to move to, what it will be there."""
+        record = replace(self._record(state), stage=self.told_to_move.result())
+        await self.view.publish(self._calls.peer_id, record)
 
     def stay(self) -> None:
         """Takes part again after a drain that came to nothing."""

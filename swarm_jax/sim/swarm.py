@@ -34,6 +34,7 @@ class SimulatedSwarm:
         make_compute: Gives the device of a new peer of a stage.
         peers_per_stage: How many peers each stage starts with.
         make_checkpoints: Gives the place where a new peer of a stage saves.
+        prepare_s: How long a peer that moves compiles for its new stage.
 
     Attributes:
         servers: The server of every peer ever started, by peer id ("stage0-0", ...);
@@ -51,6 +52,7 @@ class SimulatedSwarm:
         peers_per_stage: Sequence[int],
         network: LocalNetwork | None = None,
         make_checkpoints: Callable[[int], Checkpoints | None] = lambda stage: None,
+        prepare_s: float = 0.0,
     ):
         self.config = config
         self.network = network or LocalNetwork(heartbeat_s=config.tuning.heartbeat_s)
@@ -62,6 +64,7 @@ class SimulatedSwarm:
         self.data = data
         self._make_compute = make_compute
         self._make_checkpoints = make_checkpoints
+        self._prepare_s = prepare_s
         self._peers_per_stage = peers_per_stage
         self.on_server: Callable[[str], None] = lambda peer: None
         self._started: Counter[int] = Counter()
@@ -90,6 +93,7 @@ class SimulatedSwarm:
         )
 
         async def make_another(stage: int) -> StageServer:
+            await asyncio.sleep(self._prepare_s)
             return make_server(stage)
 
         peer = MovingPeer(

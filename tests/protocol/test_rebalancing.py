@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 
 from swarm_jax.config import RebalancingConfig
+from swarm_jax.core.reports import OFFLINE, ONLINE
 from swarm_jax.roles.messages import MoveTo
 from swarm_jax.roles.wishes import Wishes
 
@@ -87,3 +88,39 @@ def test_a_wish_for_a_peer_that_is_not_there_is_named(play, caplog):
     assert outcome.verdict == "right"
     assert "asked to move nobody, which is not there" in caplog.text
     assert outcome.count("answered", MoveTo.op) == 0
+
+
+def test_a_peer_that_is_long_on_its_way_is_not_sent_for_again(play):
+    """To compile takes it ten periods: in all of them stage 1 waits for it alone."""
+
+    async def kill(run):
+        run.swarm._prepare_s = 10.0
+        await run.until(lambda: run.state("stage1-0").step == 2)
+        for peer in ("stage1-0", "stage1-1"):
+            await run.swarm.kill(peer)
+
+    outcome = play([4, 3], kill, steps=100, rebalancing=QUICK)
+    assert outcome.verdict == "right"
+    assert outcome.count("answered", MoveTo.op) == 1
+    assert peers_by_stage_at_end(outcome)[0] >= 3
+
+
+def test_who_stays_is_no_longer_expected_elsewhere(play):
+    async def move(run):
+        await run.until(lambda: run.state("stage0-0").step == 1)
+        run.swarm.servers["stage0-0"].move(1)
+        await asyncio.sleep(1.0)
+        assert "stage0-0" in await run.network.directory("x").get(key(run))
+
+    def key(run):
+        return run.swarm.servers["stage1-0"].view.stage_key(1)
+
+    async def look(run):
+        await move(run)
+        await run.until(lambda: run.state("stage0-0").state == ONLINE)
+        await asyncio.sleep(0.5)
+        records = await run.network.directory("x").get(key(run))
+        assert records["stage0-0"].value["state"] == OFFLINE
+
+    outcome = play([1, 1], look, steps=20, drain_timeout_s=2.0)
+    assert outcome.verdict == "right"
