@@ -119,6 +119,7 @@ class FluidSwarm:
                 name=peer_id,
                 stage=peer.stage,
                 state=ONLINE if serves else JOINING,
+                generation=0,
                 step=0,
                 queue=next(queues[peer.stage]) if serves else 0,
                 tokens_per_s=rate,
