@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from swarm_jax.config import ExperimentConfig, RebalancingConfig
-from swarm_jax.net.local import LocalNetwork
+from swarm_jax.net.local import Event, LocalNetwork
+from swarm_jax.roles.messages import MoveTo
 from swarm_jax.sim.clock import run_virtual
 from swarm_jax.sim.fluid import best_allocation
 from swarm_jax.sim.market import HOUR_S, SpotMarket, draw_trace
@@ -132,6 +133,7 @@ class _LiveReplay:
             ),
             prepare_s=what.prepare_s,
         )
+        self._swarm.network.wires.listeners.append(self._hear)
 
     async def run(self, lasts_s: float) -> float:
         """Microbatches trained over those of the best allocation."""
@@ -150,12 +152,11 @@ class _LiveReplay:
         for task in (running, *self._starting):
             task.cancel()
         await asyncio.wait({running, *self._starting})
-        self.moves = sum(
-            "migration_s" in record
-            for records in self._swarm.peer_steps.values()
-            for record in records
-        )
         return trained / possible
+
+    def _hear(self, event: Event) -> None:
+        if (event.kind, event.op) == ("answered", MoveTo.op):
+            self.moves += 1
 
     def _changes(self, lasts_s: float) -> Iterator[tuple[float, bool | None]]:
         """Times, and whether a peer comes or goes then; the end is neither.

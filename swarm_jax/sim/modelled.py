@@ -120,7 +120,8 @@ class ModelledCompute:
         def work() -> Forward:
             params = self._choose(previous)
             y = integers(b"y", params, *x)
-            return Forward([y], (params, list(x)) if keep else None, True, 0.01)
+            residuals = (params, list(x)) if keep else None
+            return Forward([y], residuals, True, self._device.takes_s)
 
         return await self._device.run("forward", FORWARD, order, work)
 
@@ -245,7 +246,7 @@ class ModelledCompute:
     ) -> Backward:
         if count is not None:
             self._sum = self._sum + gradient
-        return Backward(grad_x, loss_sum, True, 0.02)
+        return Backward(grad_x, loss_sum, True, self._device.takes_s)
 
     async def _counting(
         self, name: str, work: Callable[[], Backward], count: Count | None, order: int
@@ -263,7 +264,11 @@ class ModelledCompute:
 
 
 class _Device:
-    """One operation at a time; what has started finishes, whoever has given up."""
+    """One operation at a time; what has started finishes, whoever has given up.
+
+    Attributes:
+        takes_s: How long the operation that has started takes.
+    """
 
     def __init__(
         self,
@@ -275,6 +280,7 @@ class _Device:
         self._waiting: list[tuple] = []
         self._ages = itertools.count()
         self._busy = False
+        self.takes_s = 0.0
 
     @property
     def queued(self) -> int:
@@ -307,13 +313,14 @@ class _Device:
                 continue
             self._busy = True
             self._on_operation("device_started", name)
+            self.takes_s = self._duration_s(name)
             result, error = None, None
             try:
                 result = work()
             except Abandoned as abandoned:
                 error = abandoned
             asyncio.get_running_loop().call_later(
-                self._duration_s(name), self._done, name, settle, waiter, result, error
+                self.takes_s, self._done, name, settle, waiter, result, error
             )
 
     def _done(
