@@ -23,7 +23,7 @@ from swarm_jax.sim.replay import Costs, Replay, Scenario, percent
 from swarm_jax.sim.strategies import by_gain
 from swarm_jax.sim.swarm import SimulatedSwarm
 
-MICROBATCH_S = {"forward": 2.0, "backward": 4.0}
+MICROBATCH_S = {"forward": 1.0, "backward": 2.0}
 """On one peer of any stage; the last one computes both in one operation."""
 
 LATENCY_S = 0.02
@@ -42,11 +42,17 @@ class Slice:
 
     market: SpotMarket = field(
         default_factory=lambda: SpotMarket(
-            hours=1.0, peers=32, preemptions_per_hour=(0.5, 0.5), refill_s=600.0
+            hours=1.0,
+            peers=32,
+            daily_swing=0.0,
+            shortage=0.0,
+            preemptions_per_hour=(0.4, 0.4),
+            reclaimed=(0.1, 0.2),
+            refill_s=600.0,
         )
     )
     num_stages: int = 4
-    microbatches: int = 512
+    microbatches: int = 128
     prepare_s: float = 15.0
     start_s: float = 120.0
     rules: RebalancingConfig = field(
