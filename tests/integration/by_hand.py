@@ -1,6 +1,7 @@
 """Starts and watches the processes of a swarm, one command each."""
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -12,6 +13,8 @@ import psutil
 from swarm_jax.launcher.environment import process_environment
 from swarm_jax.launcher.processes import Child, Processes, module_command, wait_ready
 from swarm_jax.metrics import read_records
+from swarm_jax.stage.checkpoints import load_params
+from swarm_jax.stage.export import flat_layers
 
 START_TIMEOUT_S = 200.0
 RUN_TIMEOUT_S = 400.0
@@ -84,6 +87,26 @@ class SwarmByHand:
         self.trainers[name] = self._start(name, "scripts.run_trainer", worker)
         return self.trainers[name]
 
+    def launch(self, name: str, *arguments: str) -> Child:
+        """Starts ``scripts.launch`` in this folder; its trainer is "trainer".
+
+        Args:
+            name: Of its log.
+        """
+        command = [sys.executable, "-m", "scripts.launch", *self.experiment]
+        command += ["--workdir", str(self.workdir)]
+        command += ["--cache_dir", str(self._cache_dir), *arguments]
+        launcher = self._processes.start(name, command, self._environment)
+        self.trainers["trainer"] = launcher
+        return launcher
+
+    def kill_launcher(self, launcher: Child) -> None:
+        """SIGKILL, which its children follow."""
+        children = psutil.Process(launcher.popen.pid).children(recursive=True)
+        launcher.popen.kill()
+        self.finish(launcher, -signal.SIGKILL)
+        self.wait_until(lambda: not any(map(_is_alive, children)))
+
     def train_single(self) -> None:
         """Trains the same model in one process."""
         command = [sys.executable, "-m", "scripts.train_single", *self.experiment]
@@ -133,6 +156,16 @@ class SwarmByHand:
         with np.load(self._saved(name)) as file:
             return dict(file)
 
+    def checkpoints(self) -> list[int]:
+        """Steps of the checkpoints that are complete."""
+        markers = self.workdir.glob("checkpoints/step_*/complete.json")
+        return [int(marker.parent.name.removeprefix("step_")) for marker in markers]
+
+    def checkpoint(self) -> dict[str, np.ndarray]:
+        """Parameters of the newest checkpoint of all stages, named as in ``single``."""
+        layers, _ = load_params(self.workdir / "checkpoints")
+        return flat_layers(layers)
+
     def _saved(self, name: str) -> Path:
         return self.workdir / f"{name}.npz"
 
@@ -150,3 +183,8 @@ class SwarmByHand:
             *self.addresses(name),
             *("--workdir", str(self.workdir), "--name", name),
         ]
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """A zombie that nobody reaps in a container is gone."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
