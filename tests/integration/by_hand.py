@@ -100,6 +100,13 @@ class SwarmByHand:
         self.trainers["trainer"] = launcher
         return launcher
 
+    def kill_all(self) -> None:
+        """SIGKILL for every server and trainer that is still there."""
+        for child in [*self.servers.values(), *self.trainers.values()]:
+            if child.exit_code is None:
+                child.popen.kill()
+                self.finish(child, -signal.SIGKILL)
+
     def kill_launcher(self, launcher: Child) -> None:
         """SIGKILL, which its children follow."""
         children = psutil.Process(launcher.popen.pid).children(recursive=True)
@@ -158,7 +165,10 @@ class SwarmByHand:
 
     def checkpoints(self) -> list[int]:
         """Steps of the checkpoints that are complete."""
-        markers = self.workdir.glob("checkpoints/step_*/complete.json")
+        return self.checkpoints_in(self.workdir / "checkpoints")
+
+    def checkpoints_in(self, folder: Path) -> list[int]:
+        markers = folder.glob("step_*/complete.json")
         return [int(marker.parent.name.removeprefix("step_")) for marker in markers]
 
     def checkpoint(self) -> dict[str, np.ndarray]:

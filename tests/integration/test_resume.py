@@ -78,3 +78,68 @@ def test_ctrl_c_and_the_same_command(swarm, single):
     swarm.finish(launcher, 128 + signal.SIGINT)
     swarm.finish(swarm.launch("launch-2"))
     check_whole_run(swarm, single)
+
+
+PLACES = "stage0-0", "stage1-0", "stage1-1", "stage2-0"
+"""Servers of the swarm without shared storage, each with a folder of its own."""
+
+
+def start_places(swarm, generation, signal_at=()):
+    for place in PLACES:
+        swarm.start_server(
+            f"{place}{generation}",
+            *("--checkpoint_dir", str(swarm.workdir / place)),
+            *(signal_at if place == "stage2-0" else ()),
+        )
+    for place in PLACES:
+        swarm.address_of(f"{place}{generation}")
+
+
+def run_until_lost(swarm, event):
+    """The last stage's only peer dies at its part of the second checkpoint."""
+    swarm.start_bootstrap()
+    start_places(swarm, "a", ("--signal_at", f"KILL:{event}:{2 * SAVED}:1"))
+    trainer = swarm.start_trainer("trainer")
+    swarm.finish(swarm.servers["stage2-0a"], -signal.SIGKILL)
+    others = [swarm.workdir / place for place in PLACES[:-1]]
+    swarm.wait_until(
+        lambda: all(2 * SAVED in swarm.checkpoints_in(folder) for folder in others),
+        trainer,
+    )
+    swarm.kill_all()
+    swarm.start_bootstrap()
+
+
+def check_last_records(swarm, single):
+    """Steps that were taken again have two records; the later ones count."""
+    last = {record["step"]: record for record in swarm.closed()}
+    oracle.check_records([record for _, record in sorted(last.items())], single)
+    oracle.check_parameters(swarm, single, [f"{place}b" for place in PLACES])
+
+
+@pytest.mark.chaos
+def test_without_shared_storage_each_server_brings_its_own_state_back(swarm, single):
+    run_until_lost(swarm, "gave-complete_save")
+    start_places(swarm, "b")
+    swarm.finish(swarm.start_trainer("another"))
+    assert swarm.records("another")[0]["step"] == 2 * SAVED + 1
+    check_last_records(swarm, single)
+
+
+@pytest.mark.chaos
+def test_what_one_stage_has_not_saved_is_asked_for_and_then_trained_again(
+    swarm, single
+):
+    """It died before it knew that the step was complete, and its disk lacks it."""
+    swarm.experiment += ["--config.tuning.lost_stage_s=1.0"]
+    run_until_lost(swarm, "asked-complete_save")
+    start_places(swarm, "b")
+    waiting = swarm.start_trainer("waiting")
+    offer = "then the run goes on from the checkpoint of step 3"
+    swarm.wait_until(lambda: offer in waiting.log.read_text(), waiting)
+    assert "stage 2: no peer with the state of step 6" in waiting.log.read_text()
+    waiting.popen.terminate()
+    swarm.finish(waiting)
+    swarm.finish(swarm.start_trainer("another", "--restart_if_lost"))
+    assert swarm.records("another")[0]["step"] == SAVED + 1
+    check_last_records(swarm, single)
