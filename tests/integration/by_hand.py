@@ -42,6 +42,7 @@ class SwarmByHand:
         self.servers: dict[str, Child] = {}
         self.trainers: dict[str, Child] = {}
         self.addresses = lambda name: ["--host_maddrs", LOOPBACK]
+        self._moves = 0
         self._cache_dir = cache_dir
         self._processes = processes
         self._environment = process_environment(cache_dir) | {MARK: str(workdir)}
@@ -86,6 +87,15 @@ class SwarmByHand:
         worker = [*self._worker(name), "--cache_dir", str(self._cache_dir), *arguments]
         self.trainers[name] = self._start(name, "scripts.run_trainer", worker)
         return self.trainers[name]
+
+    def migrate(self, peer: str, stage: int, *arguments: str) -> Child:
+        """Starts ``scripts.migrate``."""
+        self._moves += 1
+        command = [sys.executable, "-m", "scripts.migrate", *self.experiment]
+        command += ["--peer", peer, "--stage", str(stage), *arguments]
+        command += ["--initial_peers", *self.peers, "--host_maddrs", LOOPBACK]
+        name = f"migrate-{self._moves}"
+        return self._processes.start(name, command, self._environment)
 
     def launch(self, name: str, *arguments: str) -> Child:
         """Starts ``scripts.launch`` in this folder; its trainer is "trainer".

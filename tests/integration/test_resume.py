@@ -119,7 +119,7 @@ def check_last_records(swarm, single):
 
 @pytest.mark.chaos
 def test_without_shared_storage_each_server_brings_its_own_state_back(swarm, single):
-    run_until_lost(swarm, "gave-complete_save")
+    run_until_lost(swarm, "gave-complete")
     start_places(swarm, "b")
     swarm.finish(swarm.start_trainer("another"))
     assert swarm.records("another")[0]["step"] == 2 * SAVED + 1
@@ -132,7 +132,7 @@ def test_what_one_stage_has_not_saved_is_asked_for_and_then_trained_again(
 ):
     """It died before it knew that the step was complete, and its disk lacks it."""
     swarm.experiment += ["--config.tuning.lost_stage_s=1.0"]
-    run_until_lost(swarm, "asked-complete_save")
+    run_until_lost(swarm, "asked-complete")
     start_places(swarm, "b")
     waiting = swarm.start_trainer("waiting")
     offer = "then the run goes on from the checkpoint of step 3"
