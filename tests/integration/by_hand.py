@@ -51,9 +51,10 @@ class SwarmByHand:
         ready = self.workdir / "bootstrap.json"
         arguments = [*self.experiment, *self.addresses("bootstrap")]
         arguments += ["--ready_file", str(ready)]
-        child = self._start("bootstrap", "scripts.run_dht", arguments)
-        self.peers = wait_ready(child, ready, START_TIMEOUT_S)["initial_peers"]
-        return child
+        self.bootstrap = self._start("bootstrap", "scripts.run_dht", arguments)
+        found = wait_ready(self.bootstrap, ready, START_TIMEOUT_S)
+        self.peers = found["initial_peers"]
+        return self.bootstrap
 
     def start_server(self, name: str, *arguments: str) -> Child:
         """Starts a peer of the stage that its name begins with."""
@@ -111,8 +112,10 @@ class SwarmByHand:
         return launcher
 
     def kill_all(self) -> None:
-        """SIGKILL for every server and trainer that is still there."""
-        for child in [*self.servers.values(), *self.trainers.values()]:
+        """SIGKILL for every process that is still there; the next ones are new."""
+        (self.workdir / "bootstrap.json").unlink()
+        everyone = [*self.servers.values(), *self.trainers.values(), self.bootstrap]
+        for child in everyone:
             if child.exit_code is None:
                 child.popen.kill()
                 self.finish(child, -signal.SIGKILL)
