@@ -110,7 +110,7 @@ def test_a_move_that_cannot_be_is_explained(swarm):
     ]
     asked = [(swarm.migrate(*arguments), message) for arguments, message in refused]
     bootstrap, swarm.peers = swarm.peers, [NOBODY]
-    asked.append((swarm.migrate("stage0-0", 1), "swarm"))
+    asked.append((swarm.migrate("stage0-0", 1), "--initial_peers: nobody answers"))
     swarm.peers = bootstrap
     for child, message in asked:
         assert message in swarm.finish(child, 2)
