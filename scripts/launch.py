@@ -68,10 +68,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         with workdir.locked(folder):
-            step = workdir.prepare(folder, config, overwrite=args.overwrite)
+            step = workdir.prepare(
+                folder,
+                config,
+                overwrite=args.overwrite,
+                may_resume=args.duration is None,
+            )
             if step:
                 print(f"{folder} goes on from its checkpoint of step {step}")
-            swarm.run(Console(highlight=False))
+            swarm.run(Console(highlight=False), resumed_step=step)
+    except KeyboardInterrupt:
+        if args.duration is None:
+            print(workdir.how_to_go_on(folder))
+        raise
     except ProcessDied as error:
         print(error, file=sys.stderr)
         return 1

@@ -59,7 +59,8 @@ async def migrate(args, config) -> int:
                 "that stage first"
             )
         wishes = Wishes(network.directory, view.prefix)
-        await wishes.make(peer, args.stage, name=uuid.uuid4().hex)
+        name, life_s = uuid.uuid4().hex, args.timeout_s
+        await wishes.make(peer, args.stage, name=name, life_s=life_s)
         print(f"asked {args.peer} to move from stage {source} to stage {args.stage}")
         try:
             async with asyncio.timeout(args.timeout_s):

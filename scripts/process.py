@@ -181,9 +181,11 @@ def log_to_stderr() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """jax tells of each program. Not by its logger's level, since hivemind renames
-    WARNING, and jax, when imported after that, knows no level of the new name."""
-    return record.levelno >= logging.WARNING or not record.name.startswith("jax")
+    """jax tells of each program, Orbax (by absl) of each layer. Not by their loggers'
+    levels, since hivemind renames WARNING, and jax, when imported after that, knows no
+    level of the new name."""
+    is_library = record.name.startswith(("jax", "absl"))
+    return record.levelno >= logging.WARNING or not is_library
 
 
 def announce_ready(args: argparse.Namespace, node: HivemindNode) -> None:

@@ -69,11 +69,13 @@ class RunView:
     Args:
         steps: Steps that the run will take.
         headline: Shown until the first step, for example where the logs are.
+        resumed_step: The last one that an earlier part of the run has taken.
     """
 
-    def __init__(self, steps: int, headline: str):
+    def __init__(self, steps: int, headline: str, resumed_step: int = 0):
         self.steps = steps
         self.headline = headline
+        self.resumed_step = resumed_step
         self.step = 0
         self.skipped_steps = 0
         self.trainer: dict[str, Any] = {}
@@ -83,6 +85,11 @@ class RunView:
         self.notices: list[str] = []
         self._expected = 0
         self._counted = 0
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a step was taken, beside those of an earlier part of the run."""
+        return self.step > self.resumed_step
 
     def add_step(self, record: dict[str, Any]) -> None:
         """Takes a line of trainer.jsonl."""
@@ -97,7 +104,7 @@ class RunView:
 
     def step_line(self) -> str:
         """Step, losses, speed and share of microbatches counted, in one line."""
-        if not self.trainer:
+        if not self.trainer or not self.has_begun:
             return self.headline
         parts = [
             f"step {self.step}/{self.steps}",
@@ -185,7 +192,7 @@ class Display:
         for trainer, swarm in self._swarms.items():
             for record in swarm.read():
                 self._add_swarm(trainer, record)
-        if self._view.step or time.monotonic() >= self._started_s:
+        if self._view.has_begun or time.monotonic() >= self._started_s:
             self._view.waiting = self._view.swarm.get("waiting")
         if self._live is None:
             self._print_lines(final)

@@ -64,8 +64,11 @@ class LocalSwarm:
     duration_s: float | None = None
     churn: ChurnSettings | None = None
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console, resumed_step: int = 0) -> None:
         """Trains to the end, then prints the summary. Leaves no process behind.
+
+        Args:
+            resumed_step: What the run goes on from; 0 for a new one.
 
         Raises:
             ProcessDied: The bootstrap or the trainer ended before the run did, or a
@@ -74,13 +77,13 @@ class LocalSwarm:
         started_s = time.monotonic()
         exit_on_signals()
         if self.duration_s is None:
-            self._run_steps(console)
+            self._run_steps(console, resumed_step)
         else:
             self._run_soak(self.duration_s, console)
         summary = finish_summary(self.workdir, time.monotonic() - started_s)
         console.print(summary_table(summary, self.workdir))
 
-    def _run_steps(self, console: Console) -> None:
+    def _run_steps(self, console: Console, resumed_step: int) -> None:
         with Processes(self.workdir / "logs") as processes:
             bootstrap, initial_peers = self._start_bootstrap(processes)
             servers = [
@@ -88,8 +91,12 @@ class LocalSwarm:
                 for stage in range(self.num_stages)
                 for replica in range(self.peers_per_stage)
             ]
-            trainer = self._start_trainer(processes, initial_peers, "trainer")
-            self._watch(bootstrap, servers, trainer, console)
+            # Of an earlier part nobody is left who could have a newer state.
+            trainer = self._start_trainer(
+                processes, initial_peers, "trainer", may_go_back=resumed_step > 0
+            )
+            view = self._run_view(len(servers), resumed_step)
+            self._watch(view, bootstrap, servers, trainer, console)
         if not (self.workdir / "summary.json").exists():
             raise ProcessDied(f"No summary was written.\n{trainer.obituary()}")
 
@@ -138,9 +145,10 @@ class LocalSwarm:
             return {"loss_vs_control": None, "loss_vs_control_reason": str(error)}
         return {"loss_vs_control": loss_difference(losses, control)}
 
-    def _run_view(self, servers: int) -> RunView:
+    def _run_view(self, servers: int, resumed_step: int = 0) -> RunView:
         headline = f"starting {servers} stage servers and a trainer; logs: "
-        return RunView(self.steps, headline + str(self.workdir / "logs"))
+        headline += str(self.workdir / "logs")
+        return RunView(self.steps, headline, resumed_step)
 
     def _start_bootstrap(self, processes: Processes) -> tuple[Child, list[str]]:
         ready_file = self.workdir / BOOTSTRAP_FILE
@@ -173,15 +181,19 @@ class LocalSwarm:
         return processes.start(name, command, environments[place])
 
     def _start_trainer(
-        self, processes: Processes, initial_peers: Sequence[str], name: str
+        self,
+        processes: Processes,
+        initial_peers: Sequence[str],
+        name: str,
+        may_go_back: bool = False,
     ) -> Child:
-        restart = self.churn is not None and self.churn.kill_whole_stage
+        kills_stage = self.churn is not None and self.churn.kill_whole_stage
         tensorboard = self.tensorboard and name == "trainer"
         arguments = [
             *self._worker_arguments(name, initial_peers),
             *("--device", "cpu", "--cache_dir", str(self.cache_dir)),
             *(("--tensorboard",) if tensorboard else ()),
-            *(("--restart_if_lost",) if restart else ()),
+            *(("--restart_if_lost",) if kills_stage or may_go_back else ()),
         ]
         return processes.start(
             name,
@@ -199,13 +211,13 @@ class LocalSwarm:
 
     def _watch(
         self,
+        view: RunView,
         bootstrap: Child,
         servers: Sequence[Child],
         trainer: Child,
         console: Console,
     ) -> None:
         """Shows progress until the trainer has ended well."""
-        view = self._run_view(len(servers))
         reported: set[str] = set()
         with Display(view, self.workdir / "metrics", console) as display:
             while trainer.exit_code is None:
@@ -216,7 +228,7 @@ class LocalSwarm:
                 for server in ended:
                     if server.name not in reported:
                         reported.add(server.name)
-                        if server.exit_code == EXIT_BAD_INPUT and view.step == 0:
+                        if server.exit_code == EXIT_BAD_INPUT and not view.has_begun:
                             raise ProcessDied(server.obituary())
                         display.notice(_server_ended(server))
                 time.sleep(REFRESH_S)

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.errors import ConfigError
@@ -14,6 +14,7 @@ from swarm_jax.metrics import make_workdir, read_records
 
 BOOTSTRAP_FILE = "bootstrap.json"
 CHECKPOINTS = "checkpoints"
+STEPS = "metrics/trainer*.jsonl"
 RUN_FILES = (
     *("metrics/*.jsonl", "tensorboard/*", "logs/*.log", "compare.png"),
     *("summary.json", "config.json", BOOTSTRAP_FILE, f"{CHECKPOINTS}/*"),
@@ -23,6 +24,13 @@ RUN_FILES = (
 
 KEPT = "Nothing was touched: choose another folder with --workdir, or replace that run "
 KEPT += "with --overwrite"
+
+
+class Checkpoint(NamedTuple):
+    """What the launcher needs to know of one."""
+
+    step: int
+    model_fingerprint: str
 
 
 @contextlib.contextmanager
@@ -43,10 +51,16 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def prepare(workdir: Path, config: ExperimentConfig, *, overwrite: bool) -> int:
+def prepare(
+    workdir: Path, config: ExperimentConfig, *, overwrite: bool, may_resume: bool
+) -> int:
     """Makes the folder ready for a run; an old run is removed only when told to.
 
-    What a start that came to nothing left behind is no run: it has no metrics.
+    What a start that came to nothing left behind is no run: it has neither metrics nor
+    a checkpoint.
+
+    Args:
+        may_resume: Whether an unfinished run may go on.
 
     Returns:
         The step that an unfinished run goes on from; 0 for a new run.
@@ -54,45 +68,63 @@ def prepare(workdir: Path, config: ExperimentConfig, *, overwrite: bool) -> int:
     Raises:
         ConfigError: There is a run that cannot go on.
     """
-    steps = workdir / "metrics" / "trainer.jsonl"
+    steps = [path for path in workdir.glob(STEPS) if path.stat().st_size > 0]
     is_finished = (workdir / "summary.json").exists()
-    is_run = is_finished or (steps.exists() and steps.stat().st_size > 0)
+    checkpoint = newest_checkpoint(workdir)
     stale = [workdir / BOOTSTRAP_FILE, *(workdir / "metrics").glob("swarm*.jsonl")]
     resumed = 0
     if overwrite:
         stale = [path for pattern in RUN_FILES for path in workdir.glob(pattern)]
     elif is_finished:
         raise ConfigError(f"{workdir} holds a finished run. {KEPT}")
-    elif is_run:
-        resumed = _resumable_step(workdir, config)
-        _forget_later_steps(steps, resumed)
+    elif steps or checkpoint:
+        if not may_resume:
+            raise ConfigError(f"{workdir} holds an unfinished run. {KEPT}")
+        resumed = _resumable_step(workdir, checkpoint, config)
+        for path in steps:
+            _forget_later_steps(path, resumed)
     for path in stale:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return resumed
 
 
-def newest_checkpoint(workdir: Path) -> dict[str, Any] | None:
-    """The marker of the newest complete checkpoint: step, model_fingerprint, ..."""
-    markers = sorted((workdir / CHECKPOINTS).glob("step_*/complete.json"))
-    return json.loads(markers[-1].read_text()) if markers else None
+def newest_checkpoint(workdir: Path) -> Checkpoint | None:
+    """The newest complete one; one whose marker is damaged is passed over."""
+    markers = (workdir / CHECKPOINTS).glob("step_*/complete.json")
+    for path in sorted(markers, reverse=True):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            marker = json.loads(path.read_text())
+            return Checkpoint(marker["step"], marker["model_fingerprint"])
+    return None
 
 
-def _resumable_step(workdir: Path, config: ExperimentConfig) -> int:
-    marker = newest_checkpoint(workdir)
-    if marker is None:
+def how_to_go_on(workdir: Path) -> str:
+    """For whom has just stopped a run."""
+    checkpoint = newest_checkpoint(workdir)
+    if checkpoint is None:
+        return "Stopped before the first checkpoint"
+    return f"Stopped. The same command goes on from step {checkpoint.step}"
+
+
+def _resumable_step(
+    workdir: Path, checkpoint: Checkpoint | None, config: ExperimentConfig
+) -> int:
+    if checkpoint is None:
         raise ConfigError(
             f"{workdir} holds a run that ended before its first checkpoint, so it "
             f"cannot go on. {KEPT}"
         )
-    if marker["model_fingerprint"] != config.model_fingerprint():
+    if checkpoint.model_fingerprint != config.model_fingerprint():
         raise ConfigError(
             f"{workdir} holds a run of another experiment ({workdir}/config.json): "
             f"model, optimizer, data, steps and seed must be the same. {KEPT}"
         )
-    return marker["step"]
+    return checkpoint.step
 
 
 def _forget_later_steps(path: Path, step: int) -> None:
     """They will be taken again."""
     kept = [record for record in read_records(path) if record["step"] <= step]
-    path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    partial.replace(path)

@@ -83,6 +83,7 @@ class Journal:
         self._reminded_s = 0.0
         self._step = 0
         self._term = 0
+        self._begins = True
         self._answered: set[int] = set()
         self.totals = Totals()
 
@@ -105,7 +106,7 @@ class Journal:
         self._step_start_s = asyncio.get_running_loop().time()
         if number != self._term + 1:
             self._closing = None
-        self._term = number
+        self._term, self._begins = number, True
 
     def end_term(self) -> None:
         """A step that was to be validated keeps its record; others go on."""
@@ -115,7 +116,7 @@ class Journal:
 
     def feeding(self, step: int) -> None:
         """Microbatches of ``step`` are about to be sent."""
-        self._no_longer_waiting()
+        self._say_what_goes_on(step)
         if step != self._step or self._step_start_s is None:
             self._step, self._answered = step, set()
             self._step_start_s = asyncio.get_running_loop().time()
@@ -237,7 +238,8 @@ class Journal:
             "waiting": self._waiting,
         }
 
-    def _no_longer_waiting(self) -> None:
-        if self._waiting is not None:
-            logger.warning("the run goes on")
-            self._waiting = None
+    def _say_what_goes_on(self, step: int) -> None:
+        """After a wait, and when this trainer begins in the middle of the run."""
+        if self._waiting is not None or (self._begins and step):
+            logger.warning("the run goes on with step %d", step + 1)
+        self._waiting, self._begins = None, False

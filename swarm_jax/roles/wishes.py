@@ -2,8 +2,6 @@
 
 from swarm_jax.net.protocols import Directory
 
-WISH_LIFE_S = 60.0
-
 
 class Wishes:
     """Kept in the directory until the leader has read them.
@@ -17,15 +15,14 @@ class Wishes:
         self._key = f"{prefix}.wishes"
         self._read: set[tuple[str, str]] = set()
 
-    async def make(self, peer: str, stage: int, name: str) -> None:
+    async def make(self, peer: str, stage: int, *, name: str, life_s: float) -> None:
         """Asks that a peer serves ``stage``.
 
         Args:
             name: Of the wish, unique: each is granted once.
+            life_s: After this it is not granted any more.
         """
-        await self._directory.store(
-            self._key, peer, [name, stage], expires_in_s=WISH_LIFE_S
-        )
+        await self._directory.store(self._key, peer, [name, stage], expires_in_s=life_s)
 
     async def new(self) -> dict[str, int]:
         """Stages by peer, of the wishes that were not read before."""

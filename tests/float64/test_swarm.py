@@ -6,47 +6,13 @@ Real roles over the in-process network, in float64 with a float64 wire, on virtu
 import asyncio
 import random
 
-import jax
-import numpy as np
 import pytest
 
-from models.config import GPTConfig
-from models.functional import to_layers
-from scripts.wiring import make_compute, make_control, stage_layers
-from swarm_jax.config import ExperimentConfig
+from scripts.wiring import make_compute
 from swarm_jax.sim.clock import run_virtual
 from swarm_jax.sim.data import RandomTokens
 from swarm_jax.sim.swarm import SimulatedSwarm
-
-LAYERS = 5
-
-
-def make_config(layers_per_stage) -> ExperimentConfig:
-    config = ExperimentConfig(
-        run_id="test",
-        seed=3,
-        steps=20,
-        model=GPTConfig(
-            num_layers=LAYERS,
-            model_dim=8,
-            num_heads=2,
-            ffn_dim=16,
-            feed_forward="geglu",
-            vocab_size=260,
-            sequence_length=6,
-            parameter_dtype="float64",
-        ),
-    )
-    config.optimizer.warmup_steps = 2
-    config.optimizer.clip_norm = 0.5
-    config.data.target_batch_size = 8
-    config.validation.sequences = 4
-    config.swarm.microbatch_size = 2
-    config.swarm.wire = "float64"
-    config.tuning.rebalancing.strategy = "off"
-    config.swarm.num_stages = len(layers_per_stage)
-    config.swarm.layers_per_stage = layers_per_stage
-    return config.check()
+from tests.float64.plain import LAYERS, check_equal, make_config
 
 
 def random_swarm(seed: int):
@@ -56,27 +22,6 @@ def random_swarm(seed: int):
     cuts = sorted(generator.sample(range(1, LAYERS), stages - 1))
     layers = [b - a for a, b in zip([0, *cuts], [*cuts, LAYERS], strict=True)]
     return tuple(layers), [generator.randint(1, 4) for _ in range(stages)]
-
-
-@pytest.fixture(scope="module")
-def plain():
-    """Losses and final parameters by layer of plain training."""
-    config = make_config((LAYERS,))
-    data = RandomTokens(config)
-    functions, init_optimizer, step = make_control(config)
-    params = functions.init(config.seed)
-    state = init_optimizer(params)
-    losses = []
-    for number in range(config.steps):
-        batch = [
-            data.microbatch(number, index)
-            for index in range(config.microbatches_per_step)
-        ]
-        inputs_NL = np.concatenate([b.inputs for b in batch])
-        targets_NL = np.concatenate([b.targets for b in batch])
-        params, state, loss, _ = step(params, state, inputs_NL, targets_NL)
-        losses.append(float(loss))
-    return losses, jax.device_get(to_layers(params, 0))
 
 
 def train(config, peers_per_stage, disturb=None):
@@ -98,29 +43,6 @@ def train(config, peers_per_stage, disturb=None):
         return totals
 
     return swarm, run_virtual(main())
-
-
-def check_equal(swarm, totals, plain):
-    losses, layers = plain
-    assert totals.microbatches.exact
-    swarm_losses = [record["train_loss"] for record in swarm.steps]
-    np.testing.assert_allclose(swarm_losses, losses, rtol=1e-12)
-    compared = set()
-    for peer, server in swarm.servers.items():
-        if server.state.step < swarm.config.steps:
-            continue
-        first_layer = stage_layers(swarm.config)[server.state.stage].first_layer
-        ours = to_layers(swarm.computes[peer].params, first_layer)
-        compared |= ours.keys()
-        for name, tree in ours.items():
-            for (path, a), b in zip(
-                jax.tree.leaves_with_path(tree),
-                jax.tree.leaves(layers[name]),
-                strict=True,
-            ):
-                error = np.max(np.abs(a - b)) / np.max(np.abs(b))
-                assert error < 1e-9, (peer, name, path, error)
-    assert compared == layers.keys()
 
 
 @pytest.mark.parametrize("seed", range(10))

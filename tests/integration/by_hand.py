@@ -1,6 +1,7 @@
 """Starts and watches the processes of a swarm, one command each."""
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -12,6 +13,8 @@ import psutil
 from swarm_jax.launcher.environment import process_environment
 from swarm_jax.launcher.processes import Child, Processes, module_command, wait_ready
 from swarm_jax.metrics import read_records
+from swarm_jax.stage.checkpoints import load_params
+from swarm_jax.stage.export import flat_layers
 
 START_TIMEOUT_S = 200.0
 RUN_TIMEOUT_S = 400.0
@@ -39,6 +42,7 @@ class SwarmByHand:
         self.servers: dict[str, Child] = {}
         self.trainers: dict[str, Child] = {}
         self.addresses = lambda name: ["--host_maddrs", LOOPBACK]
+        self._moves = 0
         self._cache_dir = cache_dir
         self._processes = processes
         self._environment = process_environment(cache_dir) | {MARK: str(workdir)}
@@ -47,9 +51,10 @@ class SwarmByHand:
         ready = self.workdir / "bootstrap.json"
         arguments = [*self.experiment, *self.addresses("bootstrap")]
         arguments += ["--ready_file", str(ready)]
-        child = self._start("bootstrap", "scripts.run_dht", arguments)
-        self.peers = wait_ready(child, ready, START_TIMEOUT_S)["initial_peers"]
-        return child
+        self.bootstrap = self._start("bootstrap", "scripts.run_dht", arguments)
+        found = wait_ready(self.bootstrap, ready, START_TIMEOUT_S)
+        self.peers = found["initial_peers"]
+        return self.bootstrap
 
     def start_server(self, name: str, *arguments: str) -> Child:
         """Starts a peer of the stage that its name begins with."""
@@ -83,6 +88,44 @@ class SwarmByHand:
         worker = [*self._worker(name), "--cache_dir", str(self._cache_dir), *arguments]
         self.trainers[name] = self._start(name, "scripts.run_trainer", worker)
         return self.trainers[name]
+
+    def migrate(self, peer: str, stage: int, *arguments: str) -> Child:
+        """Starts ``scripts.migrate``."""
+        self._moves += 1
+        command = [sys.executable, "-m", "scripts.migrate", *self.experiment]
+        command += ["--peer", peer, "--stage", str(stage), *arguments]
+        command += ["--initial_peers", *self.peers, "--host_maddrs", LOOPBACK]
+        name = f"migrate-{self._moves}"
+        return self._processes.start(name, command, self._environment)
+
+    def launch(self, name: str, *arguments: str) -> Child:
+        """Starts ``scripts.launch`` in this folder; its trainer is "trainer".
+
+        Args:
+            name: Of its log.
+        """
+        command = [sys.executable, "-m", "scripts.launch", *self.experiment]
+        command += ["--workdir", str(self.workdir)]
+        command += ["--cache_dir", str(self._cache_dir), *arguments]
+        launcher = self._processes.start(name, command, self._environment)
+        self.trainers["trainer"] = launcher
+        return launcher
+
+    def kill_all(self) -> None:
+        """SIGKILL for every process that is still there; the next ones are new."""
+        (self.workdir / "bootstrap.json").unlink()
+        everyone = [*self.servers.values(), *self.trainers.values(), self.bootstrap]
+        for child in everyone:
+            if child.exit_code is None:
+                child.popen.kill()
+                self.finish(child, -signal.SIGKILL)
+
+    def kill_launcher(self, launcher: Child) -> None:
+        """SIGKILL, which its children follow."""
+        children = psutil.Process(launcher.popen.pid).children(recursive=True)
+        launcher.popen.kill()
+        self.finish(launcher, -signal.SIGKILL)
+        self.wait_until(lambda: not any(map(_is_alive, children)))
 
     def train_single(self) -> None:
         """Trains the same model in one process."""
@@ -133,6 +176,19 @@ class SwarmByHand:
         with np.load(self._saved(name)) as file:
             return dict(file)
 
+    def checkpoints(self) -> list[int]:
+        """Steps of the checkpoints that are complete."""
+        return self.checkpoints_in(self.workdir / "checkpoints")
+
+    def checkpoints_in(self, folder: Path) -> list[int]:
+        markers = folder.glob("step_*/complete.json")
+        return [int(marker.parent.name.removeprefix("step_")) for marker in markers]
+
+    def checkpoint(self) -> dict[str, np.ndarray]:
+        """Parameters of the newest checkpoint of all stages, named as in ``single``."""
+        layers, _ = load_params(self.workdir / "checkpoints")
+        return flat_layers(layers)
+
     def _saved(self, name: str) -> Path:
         return self.workdir / f"{name}.npz"
 
@@ -150,3 +206,8 @@ class SwarmByHand:
             *self.addresses(name),
             *("--workdir", str(self.workdir), "--name", name),
         ]
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """A zombie that nobody reaps in a container is gone."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

@@ -6,12 +6,14 @@ a relative error of a small gradient into the same relative error of a whole upd
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pytest
 
 from tests.integration.by_hand import SwarmByHand
+
+Arrays = Mapping[str, np.ndarray]
 
 LOSS_TOLERANCE = 1e-5
 PARAMETER_TOLERANCE = 2e-4
@@ -38,6 +40,11 @@ def check(
 def check_steps(swarm: SwarmByHand, single: SwarmByHand) -> None:
     """Each step was closed once, by whichever trainer, with exact ledgers."""
     ours = sorted(swarm.closed(), key=lambda record: record["step"])
+    check_records(ours, single)
+
+
+def check_records(ours: list[dict], single: SwarmByHand) -> None:
+    """``check_steps`` of these records, by step."""
     reference = single.records("trainer")
     assert [r["step"] for r in ours] == [r["step"] for r in reference]
     for a, b in zip(ours, reference, strict=True):
@@ -56,12 +63,25 @@ def check_parameters(
     reference = single.parameters("single")
     compared = set()
     for name in survivors:
-        for key, array in swarm.parameters(name).items():
-            error = np.max(np.abs(array - reference[key]))
-            scale = np.max(np.abs(reference[key]))
-            assert error <= PARAMETER_TOLERANCE * scale, (name, key, error / scale)
-            compared.add(key)
+        parameters = swarm.parameters(name)
+        _check_close(name, parameters, reference)
+        compared |= parameters.keys()
     assert compared == reference.keys()
+
+
+def check_checkpoint(swarm: SwarmByHand, single: SwarmByHand) -> None:
+    """The parameters of the swarm's newest checkpoint, all layers of them."""
+    reference = single.parameters("single")
+    parameters = swarm.checkpoint()
+    _check_close("checkpoint", parameters, reference)
+    assert parameters.keys() == reference.keys()
+
+
+def _check_close(name: str, parameters: Arrays, reference: Arrays) -> None:
+    for key, array in parameters.items():
+        error = np.max(np.abs(array - reference[key]))
+        scale = np.max(np.abs(reference[key]))
+        assert error <= PARAMETER_TOLERANCE * scale, (name, key, error / scale)
 
 
 def check_replicas(swarm: SwarmByHand, survivors: Iterable[str]) -> None:

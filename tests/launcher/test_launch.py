@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from swarm_jax.config import load_config
+
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = str(REPOSITORY / "configs" / "tiny.py")
 CHILDREN = ["stage0-0", "stage1-0", "trainer"]
@@ -210,6 +212,53 @@ def test_an_earlier_run_is_kept_unless_told_otherwise(launch):
     assert code == 0
     assert '"step": 7' not in earlier.read_text()
     assert all(path.exists() for path in others)
+
+
+def write_run(launch: Launch, steps: int, checkpoint: int) -> None:
+    """What an unfinished run of the same experiment left."""
+    metrics, step = launch.workdir / "metrics", f"step_{checkpoint:08d}"
+    folder = launch.workdir / "checkpoints" / step
+    for path in (metrics, folder):
+        path.mkdir(parents=True)
+    record = {"train_loss": 3.0, "tokens_per_s": 99.0, "microbatches_expected": 8}
+    lines = [
+        json.dumps({"step": step, **record, "microbatches_counted_once": 8})
+        for step in range(1, steps + 1)
+    ]
+    (metrics / "trainer.jsonl").write_text("\n".join(lines) + "\n")
+    fingerprint = load_config(CONFIG).model_fingerprint()
+    marker = {"step": checkpoint, "model_fingerprint": fingerprint}
+    (folder / "complete.json").write_text(json.dumps(marker))
+
+
+def test_an_unfinished_run_goes_on_and_may_go_back_further(launch):
+    write_run(launch, steps=30, checkpoint=25)
+    code, output, errors = launch.finish(FAKE_TRAINER="may_go_back")
+    assert (code, errors) == (0, "")
+    assert "run goes on from its checkpoint of step 25" in output
+    metrics = (launch.workdir / "metrics" / "trainer.jsonl").read_text()
+    assert [json.loads(x)["step"] for x in metrics.splitlines()] == [*range(1, 26), 1]
+
+
+def test_a_server_that_cannot_start_ends_the_run_when_it_goes_on(launch):
+    """Unseen it left the trainer waiting for ever."""
+    write_run(launch, steps=25, checkpoint=25)
+    code, _, errors = launch.finish(FAKE_SERVER="refuse", FAKE_TRAINER="no_step")
+    assert code == 1
+    assert "This port is taken." in errors
+
+
+def test_a_second_launch_in_the_same_folder_is_refused(launch):
+    process = launch.start(FAKE_TRAINER="stay")
+    children = launch.wait_for_children()
+    code, _, errors = launch.finish()
+    launch.process = process
+    assert code == 2
+    assert "run is in use" in errors
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert "Stopped before the first checkpoint" in output
+    assert not alive(children)
 
 
 def test_what_a_failed_start_left_is_no_run(launch):

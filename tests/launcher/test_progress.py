@@ -177,3 +177,19 @@ def test_a_terminal_gets_a_live_picture_that_ends_up_to_date(metrics):
         display.update()
         metrics("trainer", STEP | {"step": 10})
     assert "step 10/10" in console.file.getvalue()
+
+
+def test_a_resumed_run_that_starts_does_not_say_that_peers_are_missing(metrics):
+    """Steps of the part before it are no steps of its own."""
+    console = Console(file=io.StringIO(), width=200)
+    view = RunView(steps=10, headline="starting 4 stage servers", resumed_step=3)
+    metrics("trainer", STEP)
+    metrics("swarm", SWARM)
+    with Display(view, metrics.folder, console) as display:
+        display.update()
+        assert "no live peer" not in console.file.getvalue()
+        assert "starting 4 stage servers" in console.file.getvalue()
+        metrics("trainer", STEP | {"step": 4})
+        display.update()
+        assert "no live peer" in console.file.getvalue()
+    assert "step 4/10" in console.file.getvalue()

@@ -138,3 +138,36 @@ def test_a_damaged_checkpoint_is_passed_over(play, caplog):
     assert outcome.verdict == "right"
     assert outcome.run.swarm.steps[0]["step"] == 3
     assert "step 4 cannot be restored" in caplog.text
+
+
+def test_what_is_damaged_for_one_stage_takes_all_others_back_too(play, caplog):
+    """When the trainer may; else it says what it could go on from."""
+    folder = MemoryFolder()
+    load = MemoryCheckpoints.load
+
+    async def damaged(self, step):
+        folder.damaged = {4} if self._stage == 1 else set()
+        return await load(self, step)
+
+    async def lose(run):
+        await run.until(lambda: 4 in folder.complete)
+        for peer in list(run.swarm.alive):
+            run.kill(peer)
+        run.kill_trainer()
+        run.swarm.steps.clear()
+        await asyncio.sleep(10.0)
+        for stage in (0, 1, 2):
+            run.swarm.start_peer(stage)
+        run.start_trainer("trainer-c")
+        await asyncio.sleep(5.0)
+        run.kill_trainer("trainer-c")
+        trainer = run.swarm.make_trainer("trainer-d", restart_if_lost=lambda: True)
+        run.trainers["trainer-d"] = asyncio.ensure_future(trainer.run())
+
+    with patch.object(MemoryCheckpoints, "load", damaged):
+        outcome = play(
+            [1, 1, 1], lose, steps=8, folder=folder, save_every=2, lost_stage_s=3.0
+        )
+    assert outcome.verdict == "right"
+    assert [record["step"] for record in outcome.run.swarm.steps] == [*range(3, 9)]
+    assert "then the run goes on from the checkpoint of step 2" in caplog.text

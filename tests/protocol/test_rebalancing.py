@@ -67,7 +67,7 @@ def test_a_move_asked_for_by_hand_is_granted_once(play):
         await run.until(lambda: run.state("stage0-1").step == 2)
         directory = run.network.directory("a person")
         prefix = run.swarm.servers["stage0-0"].view.prefix
-        await Wishes(directory, prefix).make("stage0-1", 1, name="first")
+        await Wishes(directory, prefix).make("stage0-1", 1, name="first", life_s=60.0)
         await run.until(lambda: run.state("stage0-1").stage == 1)
         await asyncio.sleep(3.0)
 
@@ -81,8 +81,8 @@ def test_a_wish_for_a_peer_that_is_not_there_is_named(play, caplog):
     async def ask(run):
         directory = run.network.directory("a person")
         prefix = run.swarm.servers["stage0-0"].view.prefix
-        await Wishes(directory, prefix).make("nobody", 1, name="first")
-        await Wishes(directory, prefix).make("stage0-0", 9, name="second")
+        await Wishes(directory, prefix).make("nobody", 1, name="first", life_s=60.0)
+        await Wishes(directory, prefix).make("stage0-0", 9, name="second", life_s=60.0)
 
     outcome = play([1, 1], ask, steps=10)
     assert outcome.verdict == "right"

@@ -63,3 +63,25 @@ def test_a_step_that_was_to_be_validated_is_recorded_by_who_leads_no_more(config
     run_virtual(main())
     (record,) = steps
     assert record["step"] == 5 and "validation_loss" not in record
+
+
+def test_it_says_with_which_step_a_run_goes_on(config, caplog):
+    """After a wait, and in the middle of a run that others have begun; once."""
+
+    async def main():
+        journal = make_journal(config, Records())
+        journal.begin_term(1)
+        journal.feeding(0)
+        assert not caplog.messages
+        journal.waiting("Waiting: stage 0: no live peer")
+        journal.feeding(0)
+        journal.feeding(1)
+        journal.begin_term(3)
+        journal.feeding(4)
+        journal.feeding(5)
+
+    run_virtual(main())
+    assert caplog.messages[1:] == [
+        "the run goes on with step 1",
+        "the run goes on with step 5",
+    ]

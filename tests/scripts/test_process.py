@@ -1,6 +1,7 @@
 """What ends a network process: its work, a signal, a notice."""
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 
-from scripts.process import until_stopped
+from scripts.process import log_to_stderr, until_stopped
 from scripts.run_trainer import exit_code
 
 
@@ -87,3 +88,16 @@ def test_a_trainer_starts_without_models_and_does_not_log_what_jax_compiles():
     assert done.stdout.split() == ["['jax']"]
     told = [line.split(" ", 2)[2] for line in done.stderr.splitlines()]
     assert told == ["cannot compile", "goes on"]
+
+
+def test_libraries_tell_of_problems_only(capsys, monkeypatch):
+    """Unasked Orbax writes ten lines for each layer that it restores."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log_to_stderr()
+    for name in ("jax._src.dispatch", "absl", "swarm_jax.roles"):
+        logging.getLogger(name).log(logging.INFO, "news of %s", name)
+        logging.getLogger(name).log(logging.WARNING, "a problem of %s", name)
+    printed = capsys.readouterr().err
+    assert "news of swarm_jax.roles" in printed
+    assert "news of absl" not in printed and "news of jax" not in printed
+    assert printed.count("a problem of") == 3

@@ -68,6 +68,8 @@ def lead_in_turns() -> None:
 
 
 behaviour = os.environ.get("FAKE_TRAINER")
+if behaviour == "may_go_back":
+    assert args.restart_if_lost
 if behaviour == "die":
     sys.exit("The model diverged at step 3.")
 if behaviour == "no_step":
