@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from swarm_jax.launcher.benchmark import measure
-from swarm_jax.launcher.processes import Child, ProcessDied, Processes, module_command
+from swarm_jax.launcher.processes import Child, ProcessDied, Processes
 from swarm_jax.launcher.runs import COMPILING_STEPS
 from swarm_jax.launcher.workdir import BOOTSTRAP_FILE
 from swarm_jax.metrics import read_records
 
+PYTHON = (sys.executable, "-m")
 LOOPBACK = ("--host_maddrs", "/ip4/127.0.0.1/tcp/0")
 MOVER = "stage0-1"
 MANY_STEPS = "--config.steps=1000000"
@@ -97,7 +98,7 @@ def migrations(
     launch = [*experiment, "--device", device, "--peers-per-stage", "2"]
     launch += ["--workdir", str(workdir)]
     with Processes(folder) as processes:
-        command = [sys.executable, "-m", "scripts.launch", *launch]
+        command = [*PYTHON, "scripts.launch", *launch]
         swarm = processes.start("moving", command, {})
         steps = workdir / "metrics" / "trainer.jsonl"
         _wait(lambda: len(_records(steps)) > COMPILING_STEPS, swarm)
@@ -107,7 +108,7 @@ def migrations(
             stage = str(1 - move % 2)
             wish = [*experiment, *network, "--peer", MOVER, "--stage", stage]
             name = f"migrate{move}"
-            child = processes.start(name, module_command("scripts.migrate", wish), {})
+            child = processes.start(name, [*PYTHON, "scripts.migrate", *wish], {})
             if child.popen.wait() != 0:
                 raise ProcessDied(child.obituary())
             _wait(lambda move=move: len(_moves(workdir)) > move, swarm)
