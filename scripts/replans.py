@@ -104,8 +104,9 @@ def how_to_start(found: dict[str, Any]) -> str:
         [
             f"The newest checkpoint of all stages is of step {found['step']}.",
             "Nothing in it is converted: layers are placed anew as they are restored.",
-            f"Stop the swarm, then start it with {shlex.join(found['overrides'])}",
-            f"({ADDRESS}: what scripts.run_dht prints, started with the same):",
+            "Stop all but the bootstrap; start the swarm, and a bootstrap if there is",
+            f"none ({ADDRESS} is what it prints), with",
+            f"  {shlex.join(found['overrides'])}",
             "",
             *found["commands"],
         ]
@@ -119,7 +120,7 @@ def table(found: dict[str, Any]) -> Table:
     for label, key in ROWS:
         if plan := found[key]:
             peers = "\n".join(
-                f"{stage}: {', '.join(names) or 'none'} ({throughput:,.4g})"
+                f"{stage}: {', '.join(names) or 'none'} ({_number(throughput)})"
                 for stage, (names, throughput) in enumerate(
                     zip(plan["peers"], plan["throughputs"], strict=True)
                 )
@@ -128,11 +129,15 @@ def table(found: dict[str, Any]) -> Table:
                 label,
                 "+".join(map(str, plan["layers_per_stage"])),
                 peers,
-                f"{plan['throughput']:,.4g}",
-                f"{plan['at_most']:,.4g}" if "at_most" in plan else "",
+                _number(plan["throughput"]),
+                _number(plan["at_most"]) if "at_most" in plan else "",
             )
     shown.caption = "at most: what the best plan for as many stages can reach"
     return shown
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _best(plans: Sequence[Plan], first: Plan | None = None) -> Plan | None:
