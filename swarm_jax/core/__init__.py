@@ -13,6 +13,7 @@
     capacity.py     what the peers of each stage can do together
     placement.py    which stage a new peer serves
     rebalancing.py  which peers change their stage
+    replanning.py   layers and peers of each stage, for the fleet at hand
 
 The live swarm and the simulator run the same objects.
 """

@@ -19,4 +19,5 @@ summary.py       the table at its end
 runs.py          reads the metrics of a run
 compare.py       several runs side by side: table and curves
 benchmark.py     tokens per second of two ways to train, in turn
+checkpoint_times.py  what saving and moving cost a swarm
 """

@@ -74,6 +74,12 @@ def swarm_against_single(
         "single_tokens_per_s": speeds["single"],
         "ratios": ratios,
         "median_ratio": statistics.median(ratios),
+    } | circumstances(experiment, device)
+
+
+def circumstances(experiment: Sequence[str], device: str) -> dict[str, Any]:
+    """What figures were measured with, and on."""
+    return {
         "skipped_steps": COMPILING_STEPS,
         "experiment": list(experiment),
         "device": device,

@@ -4,9 +4,12 @@
 the work is done is the runner's matter: ``inline.py`` or ``threaded.py``.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -65,6 +68,16 @@ class Backward:
     compute_s: float
 
 
+def at_once(work: Callable[[], Any]) -> Future:
+    """Does it now; its exception is the future's."""
+    done: Future = Future()
+    try:
+        done.set_result(work())
+    except Exception as error:
+        done.set_exception(error)
+    return done
+
+
 class StageCompute:
     """Parameters, optimizer state and one gradient sum of a stage.
 
@@ -78,6 +91,7 @@ class StageCompute:
         runner: Where the device's work is done.
         upload: ``upload(arrays) -> wait``: begins to bring arrays to the device;
             ``wait()`` gives them, in the thread that launches programs.
+        aside: Does what takes long and is none of the queue's operations.
         depth: Operations that the device holds at once.
         close: Stops the runner.
     """
@@ -89,6 +103,7 @@ class StageCompute:
         runner: Runner,
         *,
         upload: Callable[[Any], Callable[[], Any]] = lambda arrays: lambda: arrays,
+        aside: Callable[[Callable[[], Any]], Future] = at_once,
         depth: int = 1,
         close: Callable[[], None] = lambda: None,
     ):
@@ -107,6 +122,7 @@ class StageCompute:
         self._state_structure = jax.tree.structure((params, self._opt_state))
         self.state_specs = _specs(jax.tree.leaves((params, self._opt_state)))
         self._upload = upload
+        self._aside = aside
         self._queue = DeviceQueue(runner, depth)
         self._close = close
 
@@ -246,11 +262,19 @@ class StageCompute:
         await self._run("clear", self._launch_clear)
 
     async def state(self) -> list[np.ndarray]:
-        return await self._run(
-            "state",
-            lambda: self._programs.copy((self._params, self._opt_state)),
-            _to_host,
-        )
+        """The device only makes a copy of its own; it works on while that comes over.
+
+        That takes long, and were it the queue's matter, its other results would wait.
+        """
+        arriving: Future | None = None
+
+        def launch():
+            nonlocal arriving
+            copy = self._programs.copy((self._params, self._opt_state))
+            arriving = self._aside(partial(_to_host, copy))
+
+        await self._run("state", launch)
+        return await asyncio.wrap_future(arriving)
 
     async def load_state(self, state: Arrays) -> None:
         if _specs(state) != self.state_specs:

@@ -92,8 +92,9 @@ def _orbax():
 def _import_orbax():
     import orbax.checkpoint
 
-    # It warns of every layer that there is nothing of OCDBT to merge.
-    logging.getLogger("absl").addFilter(
-        lambda record: "Skipping merge of OCDBT" not in record.getMessage()
-    )
+    # It tells of every layer in a dozen lines, and warns that there is nothing of OCDBT
+    # to merge.
+    log = logging.getLogger("absl")
+    log.setLevel(logging.WARNING)
+    log.addFilter(lambda record: "Skipping merge of OCDBT" not in record.getMessage())
     return orbax.checkpoint

@@ -37,6 +37,7 @@ class ThreadedCompute(StageCompute):
             programs,
             init,
             self._threads,
+            aside=self._threads.aside,
             depth=depth,
             close=self._threads.close,
             **({} if on_host else {"upload": self._threads.upload}),
@@ -44,12 +45,13 @@ class ThreadedCompute(StageCompute):
 
 
 class _Threads:
-    """Runner with a thread that launches, some that fetch and some that upload."""
+    """Runner with threads that launch, fetch, upload, and bring over whole states."""
 
     def __init__(self, depth: int):
         self._launcher = ThreadPoolExecutor(1, "device")
         self._fetchers = ThreadPoolExecutor(depth, "fetch")
         self._uploaders = ThreadPoolExecutor(2, "upload")
+        self._states = ThreadPoolExecutor(1, "state")
 
     def start(self, operation: Operation, done: Callable[[Finished], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -80,7 +82,11 @@ class _Threads:
     def upload(self, arrays: Any) -> Callable[[], Any]:
         return self._uploaders.submit(jax.device_put, arrays).result
 
+    def aside(self, work: Callable[[], Any]) -> Future:
+        return self._states.submit(work)
+
     def close(self) -> None:
         """Waits for what has been started; nothing new may be started after."""
-        for executor in (self._launcher, self._fetchers, self._uploaders):
+        executors = self._launcher, self._fetchers, self._uploaders, self._states
+        for executor in executors:
             executor.shutdown()

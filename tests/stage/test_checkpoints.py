@@ -281,6 +281,15 @@ def test_no_damage_of_any_file_gives_other_values(make_folder):
     assert {path for path in arrays | ours if "step_00000020" in path.parts} <= refused
 
 
+def test_a_log_has_nothing_of_saves_that_went_well(make_folder, caplog):
+    """Orbax has a dozen lines for each layer and save."""
+    save(make_folder(), 10)
+    with caplog.at_level("INFO"):
+        checkpoint(make_folder(), 20)
+        make_folder().load(20, NAMES)
+    assert caplog.records == []
+
+
 def test_a_damaged_manifest_hides_its_step_but_no_other(make_folder, caplog):
     folder = make_folder()
     checkpoint(folder, 10)

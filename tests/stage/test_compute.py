@@ -12,9 +12,12 @@ import pytest
 from swarm_jax.errors import Abandoned
 from swarm_jax.roles import compute as protocol
 from swarm_jax.sim.clock import run_virtual
+from swarm_jax.stage import compute as stage_compute
 from swarm_jax.stage.compute import Backward, Forward, StageCompute
 from swarm_jax.stage.inline import InlineCompute
 from swarm_jax.stage.threaded import ThreadedCompute
+
+PATIENCE_S = 10.0
 
 
 class Count:
@@ -317,6 +320,35 @@ def test_state_is_a_copy(make_pair, make_microbatch):
     asyncio.run(scenario())
 
 
+def test_the_device_works_on_while_a_state_comes_to_the_host(
+    make_pair, make_microbatch, monkeypatch
+):
+    to_host = stage_compute._to_host
+    arriving, may_arrive = threading.Event(), threading.Event()
+
+    def slow_for_states(tree):
+        if isinstance(tree, tuple) and any(isinstance(part, dict) for part in tree):
+            arriving.set()
+            assert may_arrive.wait(PATIENCE_S)
+        return to_host(tree)
+
+    async def scenario():
+        pair = make_pair(ThreadedCompute)
+        monkeypatch.setattr(stage_compute, "_to_host", slow_for_states)
+        state = asyncio.ensure_future(pair[1].state())
+        try:
+            assert await asyncio.to_thread(arriving.wait, PATIENCE_S)
+            async with asyncio.timeout(PATIENCE_S):
+                for seed in range(4):  # more than the device holds at once
+                    await pass_microbatch(pair, make_microbatch(seed))
+            assert not state.done()
+        finally:
+            may_arrive.set()
+        assert as_bytes(await state) == as_bytes(await pair[1].state())
+
+    asyncio.run(scenario())
+
+
 def test_what_is_loaded_is_a_copy(make_pair, make_microbatch):
     def aligned(array):
         """On the boundary that lets jax use the memory as it is."""
@@ -427,4 +459,4 @@ def test_closing_stops_the_threads(make_pair):
 
     asyncio.run(scenario())
     names = {thread.name.split("_")[0] for thread in threading.enumerate()}
-    assert not names & {"device", "fetch", "upload"}
+    assert not names & {"device", "fetch", "upload", "state"}
