@@ -158,7 +158,7 @@ class _LiveReplay:
         for task in (running, *self._starting):
             task.cancel()
         await asyncio.wait({running, *self._starting})
-        return trained / possible
+        return float(trained / possible)
 
     def _hear(self, event: Event) -> None:
         if (event.kind, event.op) == ("answered", MoveTo.op):
