@@ -360,8 +360,24 @@ class StageServer:
         self.state.promise_to(relay.round)
         return await self._relaying.run(relay, list(message.arrays))
 
+    def _join_if_behind(self) -> None:
+        """Who could not read the directory when it started took itself for the first.
+
+        One step behind is not late: the commit of that one may be on its way.
+        """
+        state = self.state
+        steps = (
+            record.step
+            for record in self.view.stages.get(state.stage, {}).values()
+            if record.generation == state.generation
+        )
+        if state.state == ONLINE and max(steps, default=0) >= state.step + 2:
+            logger.info("others are further: fetching the stage's state")
+            self._joining.start()
+
     async def _announce(self) -> None:
         while True:
+            self._join_if_behind()
             self._news.clear()
             await self.view.publish(self._calls.peer_id, self._record(self.state.state))
             with contextlib.suppress(TimeoutError):

@@ -194,3 +194,27 @@ def test_a_step_that_others_have_applied_is_not_skipped(play):
     outcome = play([1, 2], lose_and_diverge, on_nonfinite="skip_step")
     assert outcome.verdict == "right"
     assert not any(record.get("skipped") for record in outcome.run.swarm.steps)
+
+
+def test_who_could_not_read_the_directory_at_first_joins_later(play):
+    """stage1-2 takes itself for the first; no leader can tell it: stage 0 is away."""
+
+    async def start_blind(run):
+        await run.until(lambda: run.state("stage0-0").step == 2)
+        others = ["trainer-a", "stage1-0", "stage1-1"]
+        run.network.partition(["stage0-0"], others, silent=True)
+        peer = run.swarm.start_peer(1)
+        view = run.swarm.servers[peer].view
+        refresh, sees_s = view.refresh, run.now_s() + 1.0
+
+        async def blind_at_first():
+            if run.now_s() >= sees_s:
+                await refresh()
+
+        view.refresh = blind_at_first
+        await run.until(lambda: run.state(peer).step == 2)
+        run.network.reunite(["stage0-0"], others)
+
+    outcome = play([1, 2], start_blind, steps=5)
+    assert outcome.verdict == "right"
+    assert "stage1-2" in outcome.states
