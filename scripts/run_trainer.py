@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--restart_if_lost",
         action="store_true",
-        help="when a stage's state is gone with all its peers, start again from step 0 "
+        help="when a stage's state is gone with all its peers, go back to the newest "
+        "checkpoint that all stages have, or to step 0 "
         "(default: wait for one of them to come back; type restart to go on)",
     )
     signal_at.add_argument(parser)

@@ -23,7 +23,7 @@ class Report:
     """One peer's answer to ``collect``.
 
     Attributes:
-        generation: How often the run was started again from step 0.
+        generation: How often the run went back, to a checkpoint or to step 0.
         step: The step whose gradient it accumulates.
         lineage: Hash chain over all gradients it has applied: equal lineage means
             equal parameters.

@@ -24,7 +24,7 @@ class StageState:
     """Step, lineage, ledger and promise of one peer (design, section 5).
 
     Attributes:
-        generation: How often the run was started again from step 0.
+        generation: How often the run went back, to a checkpoint or to step 0.
         can_replay: Whether the device still has the parameters of the step before.
         promise: The newest round it has answered; older ones are refused.
         settling: Indices whose gradient the device is adding right now.

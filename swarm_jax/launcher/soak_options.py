@@ -37,7 +37,7 @@ def add_arguments(parser: flags.Parser) -> None:
         "--kill-whole-stage",
         action="store_true",
         help="--kill-every may take a stage's last server too, and kills a whole stage "
-        "at once in the middle of the run, which then starts again from step 0",
+        "at once in the middle of the run, which then goes back to a checkpoint",
     )
 
 

@@ -21,7 +21,7 @@ class PeerRecord:
     Attributes:
         name: For people; not unique.
         state: ONLINE, JOINING, DRAINING or OFFLINE.
-        generation: How often the run was started again from step 0.
+        generation: How often the run went back, to a checkpoint or to step 0.
         queue: Microbatches it holds.
         tokens_per_s: Moving average of its own compute; 0 before the first one.
     """
