@@ -95,7 +95,8 @@ class Rebalancing:
         if self._rules.strategy == "off":
             return []
         turn = int(self._directory.now_s() // self._rules.period_s)
-        early = self._alone_since_s.keys() - {move.target for move in self._rescue()}
+        ready = {move.target for move in self._rescue()}
+        early = self._alone_since_s.keys() - ready
         moves = rebalance(stages, self._rules, turn=turn, work=self._work)
         return [move for move in moves if move.target not in early]
 

@@ -124,3 +124,21 @@ def test_who_stays_is_no_longer_expected_elsewhere(play):
 
     outcome = play([1, 1], look, steps=20, drain_timeout_s=2.0)
     assert outcome.verdict == "right"
+
+
+def test_a_stage_that_is_down_to_one_waits_for_who_is_replaced_anyway(play):
+    rules = RebalancingConfig(period_s=1.0, migration_s=0.5, rescue_after_s=4.0)
+    times_s = {}
+
+    async def kill(run):
+        await run.until(lambda: run.state("stage1-0").step == 2)
+        await run.swarm.kill("stage1-0")
+        times_s["kill"] = run.now_s()
+        await run.until(lambda: peers_by_stage(run)[1] == 2)
+        times_s["move"] = run.now_s()
+
+    outcome = play([3, 2], kill, steps=60, rebalancing=rules)
+    assert outcome.verdict == "right"
+    tuning = outcome.run.config.tuning
+    noticed_s = tuning.directory_expiry_s - tuning.directory_refresh_s
+    assert times_s["move"] - times_s["kill"] >= noticed_s + rules.rescue_after_s
