@@ -7,6 +7,7 @@ from swarm_jax.core.reports import Report
 from swarm_jax.roles import stage_control
 from swarm_jax.roles.lease import Lease
 from swarm_jax.roles.peers import SwarmView
+from swarm_jax.roles.stage_server import StageServer
 
 WAKES_S = 20.0
 """Long after the records of a frozen peer, and the lease of a dead trainer, expired."""
@@ -122,12 +123,14 @@ def test_a_peer_remembers_what_the_directory_told(rule, play):
     assert recorded(outcome) == rule.gives([1, 2, 3], off=[1, 2, 1, 2, 3])
 
 
-def test_a_trainer_that_starts_late_learns_from_the_directory(rule, play):
+def test_a_trainer_that_starts_late_learns_from_the_directory(rule, play, monkeypatch):
     """stage0-1 has missed all but step 1; the newest peer freezes, the trainer dies.
 
+    It does not fetch what it lacks by itself, as it would if it saw that it is behind.
     Off: the next one, that no trainer has told anything, goes on from step 1.
     """
     rule.off(SwarmView, "_note_newest", nothing)
+    monkeypatch.setattr(StageServer, "_join_if_behind", nothing)
 
     async def freeze_and_kill(run):
         await run.until(lambda: run.state("stage0-1").step == 1)
