@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from models import functional
@@ -147,9 +148,14 @@ def make_control(config: ExperimentConfig):
 
 
 def save_stage(path: Path, config: ExperimentConfig, stage: int, params: Any) -> None:
-    """Writes a stage's parameters by layer (``.npz``)."""
+    """Writes a stage's parameters by layer (``.npz``).
+
+    They are split on the host: a server does this in its event loop, where nothing may
+    wait for a compiler.
+    """
     first_layer = stage_layers(config)[stage].first_layer
-    save_layers(path, functional.to_layers(params, first_layer))
+    host = jax.tree.map(np.asarray, params)
+    save_layers(path, functional.to_layers(host, first_layer))
 
 
 def _optimizer(
