@@ -10,8 +10,7 @@ def many() -> Iterator[None]:
     """Around the imports of jax, torch and what else makes a million objects.
 
     While they are made, the garbage collector looks through all of them again and
-    again, and finds nothing: a fifth of the time. Nor does it afterwards, when it would
-    hold up heartbeats for a tenth of a second each time.
+    again, and finds nothing. Nor does it afterwards, when it would hold up heartbeats.
     """
     gc.disable()
     try:

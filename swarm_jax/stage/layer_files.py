@@ -1,8 +1,8 @@
 """One layer's arrays as an Orbax checkpoint of its own.
 
 Uncompressed and without OCDBT: an array is a folder with its description and one chunk.
-OCDBT makes half as many files and takes twice as long; compression saves 8 % of the
-room and takes half as long again. Orbax is imported when first used: that takes long.
+OCDBT makes fewer files and takes longer; random-looking floats hardly compress. Orbax is
+imported when first used: that takes long.
 """
 
 import functools
