@@ -14,8 +14,8 @@ def compile_ahead(programs: StagePrograms, init: Callable[[], Any]) -> None:
     """Compiles all that a stage may be asked for; runs nothing, takes no memory.
 
     Otherwise the first microbatch, validation, replay and hand-over of each peer waits
-    for a compiler, and the step with it. Even of what is in jax's cache a program takes
-    a tenth of a second to trace and load; and peers come to the rare ones together,
+    for a compiler, and the step with it. Even what is in jax's cache takes time to trace
+    and load; and peers come to the rare ones together,
     when the swarm recovers from a fault.
 
     Args:

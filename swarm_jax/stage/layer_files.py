@@ -1,8 +1,8 @@
 """One layer's arrays as an Orbax checkpoint of its own.
 
 Uncompressed and without OCDBT: an array is a folder with its description and one chunk.
-OCDBT makes fewer files and takes longer; random-looking floats hardly compress. Orbax is
-imported when first used: that takes long.
+OCDBT makes fewer files and takes longer; compression gains little on such floats. Orbax
+is imported when first used: that takes long.
 """
 
 import functools
