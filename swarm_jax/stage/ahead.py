@@ -14,9 +14,9 @@ def compile_ahead(programs: StagePrograms, init: Callable[[], Any]) -> None:
     """Compiles all that a stage may be asked for; runs nothing, takes no memory.
 
     Otherwise the first microbatch, validation, replay and hand-over of each peer waits
-    for a compiler, and the step with it. Even what is in jax's cache takes time to trace
-    and load; and peers come to the rare ones together,
-    when the swarm recovers from a fault.
+    for a compiler, and the step with it. Even what is in jax's cache takes time to
+    trace and load; and peers come to the rare ones together, when the swarm recovers
+    from a fault.
 
     Args:
         init: ``() -> params``.
