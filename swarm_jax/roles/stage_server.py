@@ -72,7 +72,7 @@ class StageServer:
         checkpoints: Where its state is saved, and restored from when it starts.
         authorised: The allow-list: peers it refuses are dropped.
         on_count: Called with the step and how many of its microbatches are counted.
-        on_finished: Called once when the last step is committed.
+        on_finished: Called once when this peer has the state after the last step.
 
     Attributes:
         told_to_move: Set to the stage that this peer is to serve instead.
@@ -182,6 +182,7 @@ class StageServer:
         await self.view.join()
         others_step = max(self.known_step, self.view.newest_step(self.state.stage))
         await self._saving.resume(others_step)
+        self._finish_if_last()
         await self._calls.serve(self)
         if others_step > self.state.step:
             self._joining.start()

@@ -40,6 +40,7 @@ class SimulatedSwarm:
         servers: The server of every peer ever started, by peer id ("stage0-0", ...);
             who moves keeps the name of its first stage.
         on_server: Called with the peer id when a peer has a new server.
+        finished: Peers that have the state after the last step.
         steps: Records of the trainer, one per step.
     """
 
@@ -59,6 +60,7 @@ class SimulatedSwarm:
         self.servers: dict[str, StageServer] = {}
         self.computes: dict[str, Compute] = {}
         self.peer_steps: dict[str, Records] = {}
+        self.finished: set[str] = set()
         self.steps = Records()
         self.seconds = Records()
         self.data = data
@@ -115,6 +117,7 @@ class SimulatedSwarm:
                 compute=compute,
                 metrics=self.peer_steps[name],
                 checkpoints=self._make_checkpoints(stage),
+                on_finished=lambda: self.finished.add(name),
             )
             self.on_server(name)
             return server

@@ -27,6 +27,7 @@ def steps():
 def quick(swarm):
     swarm.experiment += [
         "--config.checkpoint.every_steps=10",
+        "--config.tuning.rebalancing.strategy=gain",
         "--config.tuning.rebalancing.period_s=2.0",
         "--config.tuning.rebalancing.rescue_after_s=1.0",
         "--config.tuning.rebalancing.migration_s=1.0",

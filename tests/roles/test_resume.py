@@ -65,3 +65,14 @@ def test_losses_and_states_are_bit_for_bit_those_of_an_uninterrupted_run(
     assert resumed.steps[0]["step"] == 5
     ours = without_times([*lost.steps, *resumed.steps])
     assert ours == without_times(uninterrupted.steps)
+
+
+def test_who_is_restored_at_the_last_step_knows_that_the_run_is_over(
+    config, make_swarm
+):
+    folder = MemoryFolder()
+    train(make_swarm(config, [1, 1, 1], make_checkpoints=folder.of_stage))
+    again = make_swarm(config, [1, 1, 1], make_checkpoints=folder.of_stage)
+    train(again)
+    assert not again.steps
+    assert again.finished == again.servers.keys()
