@@ -1,7 +1,8 @@
-"""Measures training speed, or what checkpoints and moves cost, on this machine.
+"""Measures speed on this machine: of training, of what checkpoints cost, of the wire.
 
     python -m scripts.benchmark local
     python -m scripts.benchmark checkpoints --config.steps=20
+    python -m scripts.benchmark codecs --repeats 50
 
 local: a swarm of one peer per stage against a single process that trains the same
 model, in turn. Tokens per second leave out the first steps of each run, in which
@@ -10,27 +11,33 @@ programs are compiled.
 checkpoints: steps of a swarm that saves all the time against one that never does, in
 turn; speed of the store for states of 100 MB and 1 GB (--state_mb), with hashing; and a
 peer's move to another stage and back, by its parts.
+
+codecs: of every wire, how long an activation (--shape) takes to encode and to decode on
+the device, and what it loses. No experiment is run.
 """
 
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from swarm_jax.errors import ConfigError
-from swarm_jax.launcher import benchmark, checkpoint_times, flags, imports
+from scripts import benchmarks
+from swarm_jax.launcher import flags
 from swarm_jax.launcher.processes import ProcessDied
-from swarm_jax.launcher.runs import COMPILING_STEPS
 from swarm_jax.metrics import write_json
+
+MEASURE = {
+    "local": benchmarks.local,
+    "checkpoints": benchmarks.checkpoints,
+    "codecs": benchmarks.codecs,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = flags.Parser(prog="scripts.benchmark", description=__doc__)
-    what_help = "what to measure"
-    parser.add_argument("what", choices=["local", "checkpoints"], help=what_help)
+    parser.add_argument("what", choices=list(MEASURE), help="what to measure")
     flags.add_experiment(parser, default="configs/benchmark_local.py")
     parser.add_argument(
         "--repeats",
@@ -47,63 +54,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="MB",
         help="sizes of state to save and restore, in 10^6 bytes (default: 100 1000)",
     )
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=3,
+        default=[1, 2048, 4096],
+        metavar=("B", "L", "D"),
+        help="sequences, tokens and width of what is encoded (default: 1 2048 4096)",
+    )
     flags.add_device(parser, default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")
     args = parser.parse_args(argv)
     config = flags.experiment(args)
-    check(args, config)
+    benchmarks.check(args, config)
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory(prefix="swarm_jax-benchmark-") as folder:
         try:
-            measure = local if args.what == "local" else checkpoints
-            report = measure(args, config, Path(folder), console)
+            report = MEASURE[args.what](args, config, Path(folder), console)
         except ProcessDied as error:
             print(error, file=sys.stderr)
             return 1
     if args.json:
         write_json(args.json, report)
     return 0
-
-
-def check(args, config) -> None:
-    """Raises:
-    ConfigError: There is nothing to measure.
-    """
-    if args.repeats < 1:
-        raise ConfigError(f"--repeats {args.repeats}: use 1 or more")
-    if min(args.state_mb) < 1:
-        raise ConfigError(f"--state_mb {min(args.state_mb)}: use 1 or more")
-    if config.steps <= COMPILING_STEPS:
-        raise ConfigError(
-            f"steps={config.steps}: the first {COMPILING_STEPS} are not counted, so "
-            f"use --config.steps={COMPILING_STEPS + 1} or more"
-        )
-    if args.what == "checkpoints" and config.swarm.num_stages < 2:
-        raise ConfigError("swarm.num_stages=1: a move needs two stages or more")
-
-
-def local(args, config, folder: Path, console: Console) -> dict[str, Any]:
-    experiment = flags.experiment_arguments(args)
-    report = benchmark.swarm_against_single(
-        experiment, args.device, args.repeats, folder, console
-    )
-    console.print(benchmark.report_table(report))
-    return report
-
-
-def checkpoints(args, config, folder: Path, console: Console) -> dict[str, Any]:
-    with imports.many():
-        from scripts.store_speed import store_speed
-    experiment, repeats = flags.experiment_arguments(args), args.repeats
-    where = experiment, args.device, repeats
-    tokens = config.tokens_per_step
-    report = {
-        "store": [store_speed(folder / f"{m}", m, repeats) for m in args.state_mb],
-        "stall": checkpoint_times.save_stall(*where, tokens, folder, console),
-        "migrations": checkpoint_times.migrations(*where, folder, console),
-    } | benchmark.circumstances(experiment, args.device)
-    console.print(checkpoint_times.times_table(report))
-    return report
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
     stage_state.py  a stage server's place in that protocol
     router.py       which peer of the next stage gets a microbatch
     bans.py         who is not listened to for a while
+    traffic.py      bytes that crossed the boundaries between stages
     throughput.py   moving average of measured tokens per second
     partition.py    which layers make up which stage
     capacity.py     what the peers of each stage can do together

@@ -78,10 +78,14 @@ def swarm_against_single(
 
 
 def circumstances(experiment: Sequence[str], device: str) -> dict[str, Any]:
-    """What figures were measured with, and on."""
+    """What figures of an experiment were measured with, and on."""
+    what = {"skipped_steps": COMPILING_STEPS, "experiment": list(experiment)}
+    return what | machine(device)
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What figures were measured on, and when."""
     return {
-        "skipped_steps": COMPILING_STEPS,
-        "experiment": list(experiment),
         "device": device,
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),

@@ -8,12 +8,17 @@ from rich.table import Table
 
 from swarm_jax.metrics import write_json
 
+ACTIVATIONS = "activation_bytes_per_token_per_boundary"
+GRADIENTS = "gradient_bytes_per_token_per_boundary"
+
 ROWS = (
     ("steps", "steps", "{:,}"),
     ("final train loss", "final_train_loss", "{:.4f}"),
     ("validation loss", "validation_loss", "{:.4f}"),
     ("  of a bigram model", "bigram_loss", "{:.4f}"),
     ("tokens per second", "tokens_per_s", "{:,.0f}"),
+    ("bytes per token and boundary, there", ACTIVATIONS, "{:,.1f}"),
+    ("  and back", GRADIENTS, "{:,.1f}"),
     ("microbatches expected", "microbatches_expected", "{:,}"),
     ("  counted once", "microbatches_counted_once", "{:,}"),
     ("  lost", "microbatches_lost", "{:,}"),

@@ -50,13 +50,18 @@ class Feeder:
         self,
         action: Feed,
         round_: Round,
-        answered: Callable[[int], None],
+        answered: Callable[[int, int, Answer], None],
     ) -> list[RelayFailed]:
-        """Sends what is missing, waits for all of it, and returns what went wrong."""
+        """Sends what is missing, waits for all of it, and returns what went wrong.
+
+        Args:
+            answered: Called with a microbatch's index, its tokens and its answer.
+        """
 
         async def one(index: int) -> None:
-            await self._send(
-                self._data.microbatch(action.step, index),
+            batch = self._data.microbatch(action.step, index)
+            answer = await self._send(
+                batch,
                 Relay(
                     round=round_,
                     generation=action.generation,
@@ -68,7 +73,7 @@ class Feeder:
                     budget_s=self._config.tuning.relay_timeout_s,
                 ),
             )
-            answered(index)
+            answered(index, batch.targets.size, answer)
 
         return await self._for_each(sorted(action.missing), one)
 

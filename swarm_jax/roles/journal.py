@@ -9,8 +9,10 @@ from typing import Any
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.ledger import Audit
 from swarm_jax.core.reports import Report
+from swarm_jax.core.traffic import Traffic
 from swarm_jax.metrics import MetricsWriter
 from swarm_jax.roles.peers import SwarmView
+from swarm_jax.roles.relay import Answer
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,7 @@ class Totals:
     Attributes:
         answered: Microbatches that came back with a gradient, repetitions included.
         microbatches: From the ledgers that the steps were closed with.
+        traffic: Of the answered microbatches.
         timed_tokens, timed_s: Of all steps but the first, which compiles.
     """
 
@@ -32,6 +35,7 @@ class Totals:
     skipped_steps: int = 0
     answered: int = 0
     microbatches: Audit = field(default_factory=lambda: Audit(0, 0, 0, 0))
+    traffic: Traffic = field(default_factory=Traffic)
     timed_tokens: int = 0
     timed_s: float = 0.0
     final_train_loss: float | None = None
@@ -50,6 +54,7 @@ class Totals:
             "microbatches_lost": self.microbatches.lost,
             "microbatches_counted_twice": self.microbatches.counted_twice,
             "microbatches_answered": self.answered,
+            **self.traffic.figures(),
         }
 
 
@@ -121,9 +126,10 @@ class Journal:
             self._step, self._answered = step, set()
             self._step_start_s = asyncio.get_running_loop().time()
 
-    def answered(self, index: int) -> None:
+    def answered(self, index: int, tokens: int, answer: Answer) -> None:
         self._answered.add(index)
         self.totals.answered += 1
+        self.totals.traffic.add(answer.trace, tokens)
 
     def waiting(self, reason: str) -> None:
         """Says what the run waits for, at once and then every ten seconds."""

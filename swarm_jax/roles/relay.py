@@ -29,7 +29,8 @@ class Answer:
     Attributes:
         gradient: Encoded gradient of what was sent; empty for validation.
         loss_sum: Sum over the microbatch's loss tokens.
-        trace: Per hop, nearest first: peer, stage, compute_s, hop_s, sent_bytes.
+        trace: Per hop, nearest first: peer, stage, compute_s, hop_s, sent_bytes,
+            received_bytes.
     """
 
     gradient: Sequence[np.ndarray]
@@ -189,6 +190,7 @@ class NextStage:
         self._router.succeeded(peer, arrays[0].size, max(1e-6, elapsed_s - deeper_s))
         answer.trace[0]["hop_s"] = elapsed_s - deeper_s
         answer.trace[0]["sent_bytes"] = sum(array.nbytes for array in arrays)
+        answer.trace[0]["received_bytes"] = sum(array.nbytes for array in reply.arrays)
         return answer
 
     def _status(

@@ -1,13 +1,17 @@
-"""The model that this folder trains, and what plain training makes of it."""
+"""The model that this folder trains: plainly, and in a swarm."""
+
+import asyncio
 
 import jax
 import numpy as np
 
 from models.config import GPTConfig
 from models.functional import to_layers
-from scripts.wiring import make_control, stage_layers
+from scripts.wiring import make_compute, make_control, stage_layers
 from swarm_jax.config import ExperimentConfig
+from swarm_jax.sim.clock import run_virtual
 from swarm_jax.sim.data import RandomTokens
+from swarm_jax.sim.swarm import SimulatedSwarm
 
 LAYERS = 5
 
@@ -40,11 +44,11 @@ def make_config(layers_per_stage) -> ExperimentConfig:
     return config.check()
 
 
-def train_plainly(config=None):
+def train_plainly(config=None, *, simulate_wire=False):
     """Losses and final parameters by layer of plain training."""
     config = config or make_config((LAYERS,))
     data = RandomTokens(config)
-    functions, init_optimizer, step = make_control(config)
+    functions, init_optimizer, step = make_control(config, simulate_wire=simulate_wire)
     params = functions.init(config.seed)
     state = init_optimizer(params)
     losses = []
@@ -58,6 +62,27 @@ def train_plainly(config=None):
         params, state, loss, _ = step(params, state, inputs_NL, targets_NL)
         losses.append(float(loss))
     return losses, jax.device_get(to_layers(params, 0))
+
+
+def train(config, peers_per_stage, disturb=None):
+    """Trains a swarm; returns it and its totals."""
+    swarm = SimulatedSwarm(
+        config,
+        data=RandomTokens(config),
+        make_compute=lambda stage: make_compute(
+            config, stage, inline=True, duration_s=lambda operation: 0.01
+        ),
+        peers_per_stage=peers_per_stage,
+    )
+
+    async def main():
+        task = asyncio.ensure_future(disturb(swarm)) if disturb else None
+        totals = await swarm.run()
+        if task:
+            await task
+        return totals
+
+    return swarm, run_virtual(main())
 
 
 def check_equal(swarm, totals, plain):

@@ -8,11 +8,7 @@ import random
 
 import pytest
 
-from scripts.wiring import make_compute
-from swarm_jax.sim.clock import run_virtual
-from swarm_jax.sim.data import RandomTokens
-from swarm_jax.sim.swarm import SimulatedSwarm
-from tests.float64.plain import LAYERS, check_equal, make_config
+from tests.float64.plain import LAYERS, check_equal, make_config, train
 
 
 def random_swarm(seed: int):
@@ -22,27 +18,6 @@ def random_swarm(seed: int):
     cuts = sorted(generator.sample(range(1, LAYERS), stages - 1))
     layers = [b - a for a, b in zip([0, *cuts], [*cuts, LAYERS], strict=True)]
     return tuple(layers), [generator.randint(1, 4) for _ in range(stages)]
-
-
-def train(config, peers_per_stage, disturb=None):
-    """Returns the swarm, its totals, and the final parameters of each peer."""
-    swarm = SimulatedSwarm(
-        config,
-        data=RandomTokens(config),
-        make_compute=lambda stage: make_compute(
-            config, stage, inline=True, duration_s=lambda operation: 0.01
-        ),
-        peers_per_stage=peers_per_stage,
-    )
-
-    async def main():
-        task = asyncio.ensure_future(disturb(swarm)) if disturb else None
-        totals = await swarm.run()
-        if task:
-            await task
-        return totals
-
-    return swarm, run_virtual(main())
 
 
 @pytest.mark.parametrize("seed", range(10))

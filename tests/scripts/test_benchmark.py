@@ -1,8 +1,11 @@
-"""scripts.benchmark: what it refuses, and the store that it measures."""
+"""scripts.benchmark: what it refuses; the store and the codecs that it measures."""
+
+import json
 
 import pytest
 
 from scripts import benchmark
+from scripts.codec_speed import codec_figures
 from scripts.store_speed import store_speed
 from swarm_jax.errors import ConfigError
 
@@ -14,6 +17,8 @@ from swarm_jax.errors import ConfigError
         (["local", "--config.steps=3"], "the first 3 are not counted"),
         (["checkpoints", "--state_mb", "100", "0"], "--state_mb 0"),
         (["checkpoints", "--config.swarm.num_stages=1"], "a move needs two stages"),
+        (["codecs", "--config.steps=9"], "codecs runs no experiment"),
+        (["codecs", "--shape", "1", "0", "8"], "--shape 1 0 8: use 1 or more"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, message):
@@ -26,3 +31,34 @@ def test_the_store_is_measured_on_a_state_of_about_the_size_asked_for(tmp_path):
     assert found["state_mb"] == pytest.approx(3, abs=1)
     for speeds in (found["save_mb_per_s"], found["restore_mb_per_s"]):
         assert len(speeds) == 2 and min(speeds) > 0
+
+
+def test_codecs_are_measured_and_reported(tmp_path, capsys):
+    path = tmp_path / "report.json"
+    arguments = ["codecs", "--shape", "2", "8", "128", "--json", str(path)]
+    assert benchmark.main(arguments) == 0
+    report = json.loads(path.read_text())
+    assert report["shape"] == [2, 8, 128] and report["device_kind"] == "cpu"
+    assert "skipped_steps" not in report
+    wires = [row["wire"] for row in report["codecs"]]
+    assert wires == ["float32", "bfloat16", "int8", "dynamic8"]
+    shown = capsys.readouterr().out
+    assert all(wire in shown for wire in wires)
+    for row in report["codecs"]:
+        for part in ("encode", "decode"):
+            speed = 2 * 8 * 128 * 4 / 1e6 / (row[f"{part}_ms"] / 1e3)
+            assert row[f"{part}_mb_per_s"] == pytest.approx(speed)
+
+
+def test_codecs_lose_what_they_should():
+    rows = {row["wire"]: row for row in codec_figures((1, 64, 512), repeats=1)}
+    sizes = [rows[w]["bytes_per_value"] for w in ("float32", "bfloat16", "int8")]
+    assert sizes == [4.0, 2.0, 1 + 2 / 128]
+    assert rows["float32"]["rms_error"] == rows["float32"]["outlier_max_error"] == 0
+    # Steps of s lose s / sqrt(12), and the largest of 128 normal values is about 2.75.
+    assert rows["int8"]["rms_error"] == pytest.approx(2.75 / 127 / 12**0.5, rel=0.05)
+    assert rows["int8"]["rms_error"] < rows["dynamic8"]["rms_error"]
+    ordinary = {wire: row["ordinary_rms_error"] for wire, row in rows.items()}
+    assert ordinary["bfloat16"] < ordinary["dynamic8"] < ordinary["int8"]
+    for row in rows.values():
+        assert row["rms_error"] <= row["max_error"]

@@ -1,0 +1,86 @@
+"""What ``scripts.benchmark`` measures, one function each.
+
+They take the script's arguments, the experiment, a folder for what is written and a
+console to report to; they return the report.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from swarm_jax.errors import ConfigError
+from swarm_jax.launcher import benchmark, checkpoint_times, flags, imports
+from swarm_jax.launcher.runs import COMPILING_STEPS
+
+
+def check(args, config) -> None:
+    """Raises:
+    ConfigError: There is nothing to measure.
+    """
+    if args.repeats < 1:
+        raise ConfigError(f"--repeats {args.repeats}: use 1 or more")
+    if min(args.state_mb) < 1:
+        raise ConfigError(f"--state_mb {min(args.state_mb)}: use 1 or more")
+    if args.what == "codecs":
+        _check_codecs(args)
+    elif config.steps <= COMPILING_STEPS:
+        raise ConfigError(
+            f"steps={config.steps}: the first {COMPILING_STEPS} are not counted, so "
+            f"use --config.steps={COMPILING_STEPS + 1} or more"
+        )
+    if args.what == "checkpoints" and config.swarm.num_stages < 2:
+        raise ConfigError("swarm.num_stages=1: a move needs two stages or more")
+
+
+def _check_codecs(args) -> None:
+    if args.overrides:
+        raise ConfigError(
+            f"codecs runs no experiment, so {args.overrides[0]} would change nothing: "
+            "give --shape B L D instead"
+        )
+    batch, length, width = args.shape
+    if min(batch, length) < 1 or width < 2:
+        raise ConfigError(
+            f"--shape {batch} {length} {width}: use 1 or more, and 2 or more for D"
+        )
+
+
+def local(args, config, folder: Path, console: Console) -> dict[str, Any]:
+    experiment = flags.experiment_arguments(args)
+    report = benchmark.swarm_against_single(
+        experiment, args.device, args.repeats, folder, console
+    )
+    console.print(benchmark.report_table(report))
+    return report
+
+
+def checkpoints(args, config, folder: Path, console: Console) -> dict[str, Any]:
+    with imports.many():
+        from scripts.store_speed import store_speed
+    experiment, repeats = flags.experiment_arguments(args), args.repeats
+    where = experiment, args.device, repeats
+    tokens = config.tokens_per_step
+    report = {
+        "store": [store_speed(folder / f"{m}", m, repeats) for m in args.state_mb],
+        "stall": checkpoint_times.save_stall(*where, tokens, folder, console),
+        "migrations": checkpoint_times.migrations(*where, folder, console),
+    } | benchmark.circumstances(experiment, args.device)
+    console.print(checkpoint_times.times_table(report))
+    return report
+
+
+def codecs(args, config, folder: Path, console: Console) -> dict[str, Any]:
+    flags.use_device(args.device)
+    with imports.many():
+        import jax
+
+        from scripts.codec_speed import codec_figures, codec_table
+    figures = codec_figures(args.shape, args.repeats)
+    console.print(codec_table(figures, args.shape))
+    return {
+        "shape": args.shape,
+        "repeats": args.repeats,
+        "codecs": figures,
+        "device_kind": jax.devices()[0].device_kind,
+    } | benchmark.machine(args.device)
