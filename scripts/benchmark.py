@@ -1,7 +1,8 @@
-"""Measures training speed, or what checkpoints and moves cost, on this machine.
+"""Measures training, checkpoints and moves, or the data layer, on this machine.
 
     python -m scripts.benchmark local
     python -m scripts.benchmark checkpoints --config.steps=20
+    python -m scripts.benchmark data
 
 local: a swarm of one peer per stage against a single process that trains the same
 model, in turn. Tokens per second leave out the first steps of each run, in which
@@ -10,6 +11,8 @@ programs are compiled.
 checkpoints: steps of a swarm that saves all the time against one that never does, in
 turn; speed of the store for states of 100 MB and 1 GB (--state_mb), with hashing; and a
 peer's move to another stage and back, by its parts.
+
+data: how fast text becomes tokens, and tokens microbatches.
 """
 
 import sys
@@ -20,6 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
+from scripts.data_speed import data_speed
 from swarm_jax.errors import ConfigError
 from swarm_jax.launcher import benchmark, checkpoint_times, flags, imports
 from swarm_jax.launcher.processes import ProcessDied
@@ -30,7 +34,7 @@ from swarm_jax.metrics import write_json
 def main(argv: Sequence[str] | None = None) -> int:
     parser = flags.Parser(prog="scripts.benchmark", description=__doc__)
     what_help = "what to measure"
-    parser.add_argument("what", choices=["local", "checkpoints"], help=what_help)
+    parser.add_argument("what", choices=[*MEASURES], help=what_help)
     flags.add_experiment(parser, default="configs/benchmark_local.py")
     parser.add_argument(
         "--repeats",
@@ -55,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory(prefix="swarm_jax-benchmark-") as folder:
         try:
-            measure = local if args.what == "local" else checkpoints
-            report = measure(args, config, Path(folder), console)
+            report = MEASURES[args.what](args, config, Path(folder), console)
         except ProcessDied as error:
             print(error, file=sys.stderr)
             return 1
@@ -105,6 +108,8 @@ def checkpoints(args, config, folder: Path, console: Console) -> dict[str, Any]:
     console.print(checkpoint_times.times_table(report))
     return report
 
+
+MEASURES = {"local": local, "checkpoints": checkpoints, "data": data_speed}
 
 if __name__ == "__main__":
     flags.run_main(main)

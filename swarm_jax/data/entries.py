@@ -110,7 +110,8 @@ def _is_complete(folder: Path) -> bool:
 def _map(path: Path, dtype: str, count: int) -> np.ndarray:
     if not count:  # which cannot be mapped
         return np.empty(0, dtype)
-    return np.memmap(path, dtype, "r", shape=(count,))
+    # A plain view of it: slices of a memmap take several times as long.
+    return np.asarray(np.memmap(path, dtype, "r", shape=(count,)))
 
 
 def _build(folder: Path, fill: Callable[[NewEntry], dict[str, Any]]) -> None:
