@@ -1,8 +1,9 @@
-"""Measures speed on this machine: of training, of what checkpoints cost, of the wire.
+"""Measures speed on this machine: training, checkpoints, wires, the data layer.
 
     python -m scripts.benchmark local
     python -m scripts.benchmark checkpoints --config.steps=20
     python -m scripts.benchmark codecs --repeats 50
+    python -m scripts.benchmark data
 
 local: a swarm of one peer per stage against a single process that trains the same
 model, in turn. Tokens per second leave out the first steps of each run, in which
@@ -14,6 +15,8 @@ peer's move to another stage and back, by its parts.
 
 codecs: of every wire, how long an activation (--shape) takes to encode and to decode on
 the device, and what it loses. No experiment is run.
+
+data: how fast text becomes tokens, and tokens microbatches.
 """
 
 import sys
@@ -32,6 +35,7 @@ MEASURE = {
     "local": benchmarks.local,
     "checkpoints": benchmarks.checkpoints,
     "codecs": benchmarks.codecs,
+    "data": benchmarks.data,
 }
 
 

@@ -24,7 +24,7 @@ def check(args, config) -> None:
         raise ConfigError(f"--state_mb {min(args.state_mb)}: use 1 or more")
     if args.what == "codecs":
         _check_codecs(args)
-    elif config.steps <= COMPILING_STEPS:
+    if args.what in ("local", "checkpoints") and config.steps <= COMPILING_STEPS:
         raise ConfigError(
             f"steps={config.steps}: the first {COMPILING_STEPS} are not counted, so "
             f"use --config.steps={COMPILING_STEPS + 1} or more"
@@ -84,3 +84,9 @@ def codecs(args, config, folder: Path, console: Console) -> dict[str, Any]:
         "codecs": figures,
         "device_kind": jax.devices()[0].device_kind,
     } | benchmark.machine(args.device)
+
+
+def data(args, config, folder: Path, console: Console) -> dict[str, Any]:
+    with imports.many():
+        from scripts.data_speed import data_speed
+    return data_speed(args, config, folder, console)

@@ -36,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config = flags.experiment(args)
     flags.use_device("cpu")
-    work = compare if args.parity else train
-    work(args, config)
+    (compare if args.parity else train)(args, config)
 
 
 def train(args: argparse.Namespace, config: ExperimentConfig) -> None:
@@ -48,19 +47,20 @@ def train(args: argparse.Namespace, config: ExperimentConfig) -> None:
     write_run_config(workdir, config)
     data, trainer, _, params = set_up(args, config, args.device)
     trainer.load(functional.to_layers(params, 0))
-    held_out = range(config.validation.sequences // config.swarm.microbatch_size)
-    validation = joined(map(data.validation_microbatch, held_out))
-    run = SingleRun(workdir, steps=config.steps, tokens=config.tokens_per_step)
+    validation = {m: joined(batches) for m, batches in data.validation_sets().items()}
+    run = SingleRun(workdir, steps=config.steps)
     for step in range(1, config.steps + 1):
         result = trainer.step(step_batch(config, data, step - 1))
         if not math.isfinite(result.train_loss):
             raise Diverged(f"step {step}: the loss is {result.train_loss}")
         record, every = dataclasses.asdict(result), config.validation.every_steps
         if step == config.steps or (every and step % every == 0):
-            record["validation_loss"] = trainer.mean_loss(validation)
+            record |= {m: trainer.mean_loss(batch) for m, batch in validation.items()}
+        record["tokens"] = data.step_loss_tokens(step - 1)
         print(run.add_step(**record), flush=True)
-    size = flops.parameter_count(config.model)
-    run.finish(bigram_loss=data.bigram_loss(), parameters=size)
+    run.finish(
+        bigram_loss=data.bigram_loss(), parameters=flops.parameter_count(config.model)
+    )
 
 
 def compare(args: argparse.Namespace, config: ExperimentConfig) -> None:

@@ -57,16 +57,16 @@ def train(args, config) -> None:
         config, simulate_wire=args.simulate_wire
     )
     params = jax.jit(lambda: functions.init(config.seed))()
-    held_out = range(config.validation.sequences // config.swarm.microbatch_size)
-    validate = whole_model.make_validation(
-        functions.loss, [data.validation_microbatch(index) for index in held_out]
-    )
+    validate = {
+        metric: whole_model.make_validation(functions.loss, batches)
+        for metric, batches in data.validation_sets().items()
+    }
     indices = range(config.microbatches_per_step)
 
     def microbatches(step):
         return [data.microbatch(step, index) for index in indices]
 
-    run = SingleRun(args.workdir, steps=config.steps, tokens=config.tokens_per_step)
+    run = SingleRun(args.workdir, steps=config.steps)
     learning_rate = wiring.make_schedule_of(config)
     for done in whole_model.train(
         step, params, init_optimizer(params), microbatches, config.steps
@@ -77,10 +77,11 @@ def train(args, config) -> None:
             "train_loss": done.train_loss,
             "gradient_norm": done.gradient_norm,
             "learning_rate": learning_rate(done.number - 1),
+            "tokens": data.step_loss_tokens(done.number - 1),
         }
         every = config.validation.every_steps
         if done.number == config.steps or (every and done.number % every == 0):
-            record["validation_loss"] = validate(done.params)
+            record |= {metric: loss(done.params) for metric, loss in validate.items()}
         print(run.add_step(step=done.number, step_s=done.step_s, **record), flush=True)
     if args.save_parameters is not None:
         export.save_layers(args.save_parameters, functional.to_layers(done.params, 0))

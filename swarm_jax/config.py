@@ -15,13 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from swarm_jax.config_checks import at_least as _at_least
+from swarm_jax.config_checks import one_of as _one_of
+from swarm_jax.config_checks import positive as _positive
+from swarm_jax.data_config import DataConfig, ValidationConfig
 from swarm_jax.errors import ConfigError
 
 OPTIMIZERS = ("adamw", "lamb", "adam")
 SCHEDULES = ("cosine", "linear", "constant")
 WIRES = ("float32", "bfloat16", "float64", "int8", "dynamic8")
 ON_NONFINITE = ("stop", "skip_step")
-TOKENIZERS = ("bytes", "bpe")
 REBALANCING = ("gain", "queue", "off")
 
 
@@ -80,67 +83,6 @@ class OptimizerConfig:
                 f"optimizer.clip_norm={self.clip_norm}: use a positive number, or None "
                 "for no clipping"
             )
-
-
-@dataclass(kw_only=True, slots=True)
-class DataConfig:
-    """Where the tokens come from.
-
-    Attributes:
-        corpus: "stdlib" (source of the running interpreter's standard library),
-            "files:FOLDER_OR_GLOB" (local text files) or "tfds:NAME" (catalogue).
-        text_field: Field of a TFDS example that holds the text.
-        tokenizer: "bytes" (256 + end-of-text) or "bpe" (trained on the corpus).
-        bpe_vocab_size: Size of the BPE vocabulary, end-of-text included.
-        held_out_fraction: Share of the files kept for validation.
-        target_batch_size: Sequences per step, over the whole swarm.
-        max_corpus_bytes: Reads no more than this much text; None for all of it.
-    """
-
-    corpus: str = "stdlib"
-    text_field: str = "text"
-    tokenizer: str = "bytes"
-    bpe_vocab_size: int = 4096
-    held_out_fraction: float = 0.05
-    target_batch_size: int = 32
-    max_corpus_bytes: int | None = None
-
-    def __post_init__(self):
-        kind, _, where = self.corpus.partition(":")
-        if self.corpus != "stdlib" and not (kind in ("files", "tfds") and where):
-            raise ConfigError(
-                f"data.corpus={self.corpus!r}: use 'stdlib', 'files:FOLDER_OR_GLOB' or "
-                "'tfds:NAME'"
-            )
-        _one_of("data.tokenizer", self.tokenizer, TOKENIZERS)
-        _at_least("data.bpe_vocab_size", self.bpe_vocab_size, 257)
-        _at_least("data.target_batch_size", self.target_batch_size, 1)
-        limit = self.max_corpus_bytes
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise ConfigError(
-                f"data.max_corpus_bytes={limit!r}: use a number of bytes, or None for "
-                "the whole corpus"
-            )
-        if not 0 < self.held_out_fraction < 1:
-            raise ConfigError(
-                f"data.held_out_fraction={self.held_out_fraction}: use a number "
-                "between 0 and 1"
-            )
-
-
-@dataclass(kw_only=True, slots=True)
-class ValidationConfig:
-    """Attributes:
-    every_steps: Validate after every so many steps; 0 for the end only.
-    sequences: Held-out sequences per validation.
-    """
-
-    every_steps: int = 0
-    sequences: int = 64
-
-    def __post_init__(self):
-        _at_least("validation.every_steps", self.every_steps, 0)
-        _at_least("validation.sequences", self.sequences, 1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -366,7 +308,9 @@ class ExperimentConfig:
                 f"validation.sequences={self.validation.sequences} is no multiple of "
                 f"swarm.microbatch_size={self.swarm.microbatch_size}"
             )
-        needed = {"bytes": 257, "bpe": self.data.bpe_vocab_size}[self.data.tokenizer]
+        # That of "gpt2" is known where its files are: at the trainer.
+        sizes = {"bytes": 257, "bpe": self.data.bpe_vocab_size}
+        needed = sizes.get(self.data.tokenizer, 0)
         if self.model.vocab_size < needed:
             raise ConfigError(
                 f"model.vocab_size={self.model.vocab_size} is too small for "
@@ -471,6 +415,8 @@ def override(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
 def _typed(name: str, old: Any, new: Any) -> Any:
     if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
         return float(new)
+    if isinstance(old, tuple) and isinstance(new, (str, list)):
+        return (new,) if isinstance(new, str) else tuple(new)
     if old is not None and new is not None and type(old) is not type(new):
         raise ConfigError(
             f"Config field '{name}' is of type {type(old).__name__} (now {old!r}), "
@@ -502,18 +448,3 @@ def _get_config(path: Path) -> Callable[[], ExperimentConfig]:
 def _fingerprint(value: Any) -> str:
     text = json.dumps(value, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name}={value!r}: use one of {tuple(allowed)}")
-
-
-def _positive(name: str, value: float) -> None:
-    if value <= 0:
-        raise ConfigError(f"{name}={value}: use a positive number")
-
-
-def _at_least(name: str, value: float, minimum: float) -> None:
-    if value < minimum:
-        raise ConfigError(f"{name}={value}: use {minimum} or more")

@@ -16,7 +16,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,6 +25,29 @@ from swarm_jax.errors import ConfigError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "hivemind", "torch")
 """Whose versions a run records, where they are installed."""
+
+
+VALIDATION_LOSS = "validation_loss"
+"""Metric of the held-out split; of another set, with "/NAME" behind it."""
+
+
+def is_validation(name: str) -> bool:
+    """Whether a metric is the loss on a validation set."""
+    return name.split("/")[0] == VALIDATION_LOSS
+
+
+def validation_text(record: Mapping[str, Any]) -> str:
+    """For people: ``validation loss 1.7730 (wiki 2.1012)``; empty if none is known."""
+    losses = {
+        name.partition("/")[2]: f"{loss:.4f}"
+        for name, loss in record.items()
+        if is_validation(name) and loss is not None
+    }
+    if not losses:
+        return ""
+    text = f"validation loss {losses.pop('', 'unknown')}"
+    sets = ", ".join(f"{name} {loss}" for name, loss in losses.items())
+    return f"{text} ({sets})" if sets else text
 
 
 class MetricsWriter:
@@ -117,46 +140,48 @@ class SingleRun:
     Args:
         workdir: Run folder.
         steps: Of the whole run.
-        tokens: Loss tokens of a step.
     """
 
-    def __init__(self, workdir: Path, *, steps: int, tokens: int):
+    def __init__(self, workdir: Path, *, steps: int):
         self._workdir = workdir
         self._steps = steps
-        self._tokens = tokens
-        self._timed_s: list[float] = []
+        self._timed: list[tuple[int, float]] = []
         self._last: dict[str, Any] = {}
         self._begun_s = time.perf_counter()
         path = workdir / "metrics" / "trainer.jsonl"
         path.unlink(missing_ok=True)
         self._writer = MetricsWriter(path)
 
-    def add_step(self, *, step: int, step_s: float, **record: Any) -> str:
+    def add_step(self, *, step: int, step_s: float, tokens: int, **record: Any) -> str:
         """Writes a step's line.
 
         Args:
             step: Counted from 1.
             step_s: Its wall time.
-            **record: train_loss, gradient_norm, learning_rate; validation_loss, if
-                it was measured.
+            tokens: Its loss tokens.
+            **record: train_loss, gradient_norm, learning_rate; validation losses, if
+                they were measured.
 
         Returns:
             The line for people.
         """
-        tokens_per_s = self._tokens / step_s
-        self._timed_s.append(step_s)
+        tokens_per_s = tokens / step_s
+        self._timed.append((tokens, step_s))
         self._last |= record
         self._writer.write(
             step=step,
-            tokens=self._tokens,
+            tokens=tokens,
             step_s=step_s,
             tokens_per_s=tokens_per_s,
             **record,
         )
-        text = f"step {step}/{self._steps}  loss {record['train_loss']:.4f}"
-        if "validation_loss" in record:
-            text += f"  validation loss {record['validation_loss']:.4f}"
-        return f"{text}  {tokens_per_s:,.0f} tokens/s"
+        parts = [
+            f"step {step}/{self._steps}",
+            f"loss {record['train_loss']:.4f}",
+            validation_text(record),
+            f"{tokens_per_s:,.0f} tokens/s",
+        ]
+        return "  ".join(filter(None, parts))
 
     def finish(self, **more: Any) -> dict[str, Any]:
         """Writes ``summary.json``; the speed leaves out the first step, which compiles.
@@ -165,12 +190,14 @@ class SingleRun:
             **more: What else to say: bigram_loss, parameters.
         """
         self._writer.close()
-        timed_s = self._timed_s[1:] or self._timed_s
+        tokens, timed_s = zip(*(self._timed[1:] or self._timed), strict=True)
+        validation = {n: loss for n, loss in self._last.items() if is_validation(n)}
         summary = {
-            "steps": len(self._timed_s),
+            "steps": len(self._timed),
             "final_train_loss": self._last["train_loss"],
-            "validation_loss": self._last.get("validation_loss"),
-            "tokens_per_s": self._tokens * len(timed_s) / sum(timed_s),
+            VALIDATION_LOSS: None,
+            **validation,
+            "tokens_per_s": sum(tokens) / sum(timed_s),
             "wall_s": time.perf_counter() - self._begun_s,
             **more,
         }

@@ -1,5 +1,7 @@
 """Loader, overrides, fingerprints and messages of the config tree."""
 
+import re
+
 import pytest
 
 from swarm_jax.config import load_config
@@ -41,6 +43,10 @@ def test_override_changes_a_leaf_and_the_fingerprints_that_depend_on_it():
         ("--config.optimizer.epsilon=0.0", "use a positive number"),
         ("--config.optimizer.weight_decay=-0.1", "use 0 or more"),
         ("--config.data.corpus=web", "use 'stdlib'"),
+        ("--config.validation.sets=files:x", "write 'NAME=CORPUS'"),
+        ("--config.validation.sets=held_out=files:x", "other than 'held_out'"),
+        ("--config.validation.sets=wiki=web:x", "validation.sets: wiki='web:x': use"),
+        ("--config.validation.sets=['a=files:x','a=files:y']", "its own name"),
         ("--config.swarm.wire=int4", "use one of"),
         ("--config.tuning.heartbeat_s=0.0", "use a positive number"),
         ("--config.tuning.rebalancing.period_s=0.0", "use a positive number"),
@@ -50,8 +56,18 @@ def test_override_changes_a_leaf_and_the_fingerprints_that_depend_on_it():
     ],
 )
 def test_bad_override_names_the_field_and_the_way_out(argument, message):
-    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(TINY, [argument])
+
+
+def test_validation_sets_are_named_on_the_command_line():
+    for text in ("wiki=jsonl:x", "['wiki=jsonl:x']", "('wiki=jsonl:x',)"):
+        config = load_config(TINY, [f"--config.validation.sets={text}"])
+        assert config.validation.corpora == {"wiki": "jsonl:x"}
+    metrics = {"held_out": "validation_loss", "wiki": "validation_loss/wiki"}
+    assert config.validation.metrics == metrics
+    base = load_config(TINY)
+    assert config.model_fingerprint() == base.model_fingerprint()
 
 
 def test_missing_file_lists_those_that_exist():

@@ -12,11 +12,22 @@ TOP = ("configs", "models", "scripts", "swarm_jax")
 ARROWS = {
     "swarm_jax/__init__.py": (),
     "swarm_jax/errors.py": (),
-    "swarm_jax/config.py": ("swarm_jax.errors",),
+    "swarm_jax/config_checks.py": ("swarm_jax.errors",),
+    "swarm_jax/data_config.py": ("swarm_jax.config_checks", "swarm_jax.errors"),
+    "swarm_jax/config.py": (
+        "swarm_jax.config_checks",
+        "swarm_jax.data_config",
+        "swarm_jax.errors",
+    ),
     "swarm_jax/metrics.py": ("swarm_jax.errors",),
     "swarm_jax/core/": ("swarm_jax.core", "swarm_jax.errors"),
     "swarm_jax/stage/": ("swarm_jax.stage", "swarm_jax.errors"),
-    "swarm_jax/data/": ("swarm_jax.data", "swarm_jax.config", "swarm_jax.errors"),
+    "swarm_jax/data/": (
+        "swarm_jax.data",
+        "swarm_jax.config",
+        "swarm_jax.data_config",
+        "swarm_jax.errors",
+    ),
     "swarm_jax/net/": ("swarm_jax.net", "swarm_jax.errors"),
     "swarm_jax/net/hivemind_": ("swarm_jax.net", "swarm_jax.core", "swarm_jax.errors"),
     "swarm_jax/roles/": (
@@ -63,6 +74,8 @@ JAX = ("jax", "jaxlib", "flax", "optax", "orbax")
 CLOCKS_AND_CHANCE = ("time", "random", "secrets", "threading")
 
 FORBIDDEN = {
+    "swarm_jax/config_checks.py": JAX,
+    "swarm_jax/data_config.py": JAX,
     "swarm_jax/config.py": JAX,
     "swarm_jax/metrics.py": JAX,
     "swarm_jax/errors.py": JAX,

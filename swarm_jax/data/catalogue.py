@@ -46,6 +46,8 @@ class CatalogueCorpus:
         ConfigError: No such dataset or field, or it cannot be had; says what to do.
     """
 
+    is_copied = True
+
     def __init__(self, name: str, text_field: str, max_bytes: int | None = None):
         builder = _find(name)
         _check_field(name, builder.info.features, text_field)

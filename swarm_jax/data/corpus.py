@@ -4,17 +4,16 @@ Every corpus yields its documents in an order given by a hash of their names, so
 reading only a part of it (``data.max_corpus_bytes``) still reads a fair sample.
 """
 
-import glob
 import hashlib
-import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from swarm_jax.config import DataConfig
+from swarm_jax.data.paths import find_files, name_of, walk
 from swarm_jax.errors import ConfigError
 
 _NO_STDLIB_TEXT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
@@ -29,10 +28,17 @@ class Document:
 
 
 class Corpus(Protocol):
-    """A source of documents that can be read more than once."""
+    """A source of documents that can be read more than once.
+
+    Attributes:
+        is_copied: Whether the cache keeps a copy of the documents. It needs none of
+            those that lie in a few large files.
+    """
+
+    is_copied: bool
 
     def identity(self) -> str:
-        """Names the content: equal for equal documents, on any machine."""
+        """Changes whenever the documents do."""
         ...
 
     def documents(self) -> Iterator[Document]:
@@ -49,13 +55,18 @@ class FileCorpus:
         max_bytes: Text to read at most; None for all of it.
     """
 
+    is_copied = True
+
     def __init__(self, root: Path, paths: Iterable[Path], max_bytes: int | None = None):
-        named = [(_name(path.relative_to(root)), path) for path in paths]
+        named = [(name_of(path.relative_to(root)), path) for path in paths]
         self._files = sorted(named, key=lambda item: hash_of(item[0], "order"))
         self._max_bytes = max_bytes
 
     def identity(self) -> str:
-        return digest_of(self.documents())
+        digest = DocumentDigest()
+        for document in self.documents():
+            digest.add(document)
+        return digest.hexdigest()
 
     def documents(self) -> Iterator[Document]:
         """Reads the files.
@@ -67,18 +78,28 @@ class FileCorpus:
         return limited(every, self._max_bytes)
 
 
-def open_corpus(config: DataConfig) -> Corpus:
-    """Finds the corpus that ``data.corpus`` names.
+def open_corpus(config: DataConfig, corpus: str) -> Corpus:
+    """Finds a corpus.
+
+    Args:
+        config: How it is read.
+        corpus: What ``data.corpus`` may be.
 
     Raises:
         ConfigError: There is no such folder, file or dataset.
     """
-    kind, _, where = config.corpus.partition(":")
+    kind, _, where = corpus.partition(":")
     if kind == "stdlib":
         stdlib = Path(sysconfig.get_path("stdlib"))
         return stdlib_corpus(stdlib, config.max_corpus_bytes)
     if kind == "files":
         return files_corpus(where, config.max_corpus_bytes)
+    if kind == "jsonl":
+        from swarm_jax.data.jsonl import JsonLinesCorpus
+
+        return JsonLinesCorpus(
+            where, config.text_field, config.on_broken_line, config.max_corpus_bytes
+        )
     # Here, since it imports TFDS, which only this kind of corpus needs to open.
     from swarm_jax.data.catalogue import CatalogueCorpus
 
@@ -93,7 +114,7 @@ def stdlib_corpus(root: Path, max_bytes: int | None = None) -> FileCorpus:
     """
     paths = [
         path
-        for path in _walk(root, skip=_NO_STDLIB_TEXT)
+        for path in walk(root, skip=_NO_STDLIB_TEXT)
         # The one module that is generated for each build of the interpreter.
         if path.suffix == ".py" and not path.name.startswith("_sysconfigdata")
     ]
@@ -111,46 +132,45 @@ def files_corpus(where: str, max_bytes: int | None = None) -> FileCorpus:
     Raises:
         ConfigError: No such folder, or no file in it, or none that matches.
     """
-    folder = Path(where).expanduser()
-    if folder.is_dir():
-        paths = list(_walk(folder))
-        if not paths:
-            raise ConfigError(f"data.corpus: the folder {folder} has no files in it")
-        return FileCorpus(folder, paths, max_bytes)
-    found = [Path(path) for path in glob.glob(str(folder), recursive=True)]
-    paths = [path for path in found if path.is_file()]
-    if not paths:
-        problem = "no file matches" if glob.has_magic(where) else "there is no folder"
-        raise ConfigError(
-            f"data.corpus: {problem} {where!r} (seen from {Path.cwd()}). Use "
-            "'files:FOLDER' or 'files:GLOB', such as 'files:~/books/**/*.txt'"
-        )
-    root = Path(os.path.commonpath([path.parent for path in paths]))
-    return FileCorpus(root, paths, max_bytes)
+    return FileCorpus(*find_files("files", where), max_bytes)
 
 
-def held_out_names(names: Sequence[str], fraction: float) -> set[str]:
+class HeldOut:
     """The documents kept for validation: those whose name has a small hash.
 
     A document stays on its side when others are added or removed. Where chance would
     leave a side without any, the document nearest to it changes over.
 
+    Args:
+        names: Of all documents; read once, and not kept.
+        fraction: Share of them to hold out.
+
     Raises:
         ConfigError: There are fewer than two documents to divide.
     """
-    if len(names) < 2:
-        raise ConfigError(
-            f"data.corpus: {len(names)} file(s) with text in it, but a corpus needs 2 "
-            "or more, since whole files are held out for validation. Split a long "
-            "file: split -C 100k BOOK.txt FOLDER/part_"
-        )
-    ranked = sorted((hash_of(name, "held out"), name) for name in names)
-    held_out = [name for value, name in ranked if value < fraction * 2**64]
-    if not held_out:
-        held_out = [ranked[0][1]]
-    elif len(held_out) == len(names):
-        held_out.pop()
-    return set(held_out)
+
+    def __init__(self, names: Iterable[str], fraction: float):
+        self._bound = fraction * 2**64
+        count = held_out = 0
+        lowest, highest = 2**64, 0
+        for name in names:
+            value = hash_of(name, "held out")
+            count += 1
+            held_out += value < self._bound
+            lowest, highest = min(lowest, value), max(highest, value)
+        if count < 2:
+            raise ConfigError(
+                f"data.corpus: {count} document(s) with text in it, but a corpus needs "
+                "2 or more, since whole documents are held out for validation. Split a "
+                "long file: split -C 100k BOOK.txt FOLDER/part_"
+            )
+        if not held_out:
+            self._bound = lowest + 1
+        elif held_out == count:
+            self._bound = highest
+
+    def __contains__(self, name: str) -> bool:
+        return hash_of(name, "held out") < self._bound
 
 
 def limited(documents: Iterable[Document], max_bytes: int | None) -> Iterator[Document]:
@@ -167,14 +187,19 @@ def limited(documents: Iterable[Document], max_bytes: int | None) -> Iterator[Do
             left -= len(document.text)
 
 
-def digest_of(documents: Iterable[Document]) -> str:
+class DocumentDigest:
     """SHA-256 over names and texts, each with its length."""
-    digest = hashlib.sha256()
-    for document in documents:
+
+    def __init__(self):
+        self._digest = hashlib.sha256()
+
+    def add(self, document: Document) -> None:
         for part in (document.name.encode(), document.text):
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)
-    return digest.hexdigest()
+            self._digest.update(len(part).to_bytes(8, "little"))
+            self._digest.update(part)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
 def hash_of(name: str, purpose: str) -> int:
@@ -188,10 +213,6 @@ def utf8(raw: bytes) -> bytes:
     return raw.decode(errors="replace").encode()
 
 
-def _name(path: Path) -> str:
-    return utf8(os.fsencode(path.as_posix())).decode()
-
-
 def _read(path: Path) -> bytes:
     try:
         return utf8(path.read_bytes())
@@ -200,10 +221,3 @@ def _read(path: Path) -> bytes:
             f"data.corpus: cannot read {path}: {error.strerror}. Make it readable or "
             "take it out of the corpus"
         ) from error
-
-
-def _walk(root: Path, skip: Iterable[str] = ()) -> Iterator[Path]:
-    for folder, folders, files in os.walk(root):
-        folders[:] = [f for f in folders if f not in skip and not f.startswith(".")]
-        paths = (Path(folder, file) for file in files if not file.startswith("."))
-        yield from (path for path in paths if path.is_file())

@@ -3,15 +3,15 @@
 Microbatch ``(step, index)`` is a pure function of seed, step and index: row b of it is
 sequence ``step * target_batch_size + index * microbatch_size + b`` of one endless
 stream of sequences. So the order of the data depends neither on the number of stages
-nor on the microbatch size, and any trainer can produce any microbatch again.
-
-A sequence is a window of L + 1 tokens of the training split; windows overlap by the one
-token that is the last target of one and the first input of the next. Each epoch of the
-stream is all windows, once each, in an order of its own.
+nor on the microbatch size, and any trainer can produce any microbatch again. Each epoch
+of the stream is all sequences (``packing.py``), once each, in an order of its own.
 """
 
 # Shape suffixes: B microbatch, L sequence.
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,14 @@ import numpy as np
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.data.bigram import bigram_loss
-from swarm_jax.data.cache import cached_tokens
+from swarm_jax.data.cache import Tokens, cached_set, cached_tokens
 from swarm_jax.data.local_tfds import TRAIN, VALIDATION
+from swarm_jax.data.packing import Sequences, open_sequences
+from swarm_jax.data_config import HELD_OUT
 from swarm_jax.errors import ConfigError
+
+BIGRAM_TOKENS = 1 << 25
+"""The bigram model is fitted on no more than so many training tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +47,15 @@ class TokenDataset:
 
     Args:
         config: The experiment.
-        digest: Names corpus and tokenizer; two trainers must agree in it.
+        digest: Names corpora and tokenizer; two trainers must agree in it.
         vocab_size: Of the tokenizer; all ids are below it.
         train_tokens: Training split [num_tokens], any integer dtype.
-        validation_tokens: Held-out split [num_tokens].
+        train: Its sequences.
+        validation: Sequences of each validation set; of the held-out split, too.
 
     Raises:
-        ConfigError: A split is too short for one batch.
+        ConfigError: A split is too short for one batch, or the model's vocabulary too
+            small.
     """
 
     def __init__(
@@ -58,78 +65,68 @@ class TokenDataset:
         digest: str,
         vocab_size: int,
         train_tokens: np.ndarray,
-        validation_tokens: np.ndarray,
+        train: Sequences,
+        validation: Mapping[str, Sequences],
     ):
         # Here: it takes a second and brings jax along.
         import grain
 
-        length = config.model.sequence_length
+        _check_vocabulary(config, vocab_size)
+        _check_train(config, train)
         self.digest = digest
         self.vocab_size = vocab_size
+        self._config = config
         self._microbatch_size = config.swarm.microbatch_size
         self._microbatches_per_step = config.microbatches_per_step
-        self._tokens_per_step = config.tokens_per_step
         self._train_tokens = train_tokens
-        windows = Windows(train_tokens, length)
-        _check_train(config, windows)
-        self._train = (
-            grain.MapDataset.source(windows)
-            .seed(config.seed)
-            .shuffle()
-            .repeat()
-            .batch(self._microbatch_size)
-        )
-        held_out = Windows(validation_tokens, length)
-        _check_validation(config, held_out)
-        self._validation = _spread(held_out, config.validation.sequences)
+        self._train = train
+        order = grain.MapDataset.range(len(train)).seed(config.seed).shuffle().repeat()
+        self._by_microbatch = order.batch(self._microbatch_size)
+        self._by_step = order.batch(config.data.target_batch_size)
+        self._validation = {
+            name: _spread(config, name, sequences)
+            for name, sequences in validation.items()
+        }
 
     def microbatch(self, step: int, index: int) -> Microbatch:
         """Microbatch ``index`` of a step."""
         assert step >= 0 and 0 <= index < self._microbatches_per_step
-        return _microbatch(self._train[step * self._microbatches_per_step + index])
+        number = step * self._microbatches_per_step + index
+        sequences = self._by_microbatch[number]
+        loss_tokens = self._train.loss_tokens(sequences)
+        return Microbatch(*self._train.rows(sequences), loss_tokens)
 
     def step_loss_tokens(self, step: int) -> int:
-        """Sum of ``loss_tokens`` over a step; here every target counts."""
-        del step
-        return self._tokens_per_step
+        """Sum of ``loss_tokens`` over a step, without reading its tokens; 1 or more."""
+        return self._train.loss_tokens(self._by_step[step])
 
-    def validation_microbatch(self, index: int) -> Microbatch:
-        """Held-out microbatch, ``validation.sequences / microbatch_size`` in all."""
-        start = index * self._microbatch_size
-        assert 0 <= start < len(self._validation)
-        return _microbatch(self._validation[start : start + self._microbatch_size])
+    def validation_microbatch(self, name: str, index: int) -> Microbatch:
+        """Microbatch of a set: ``validation.sequences / microbatch_size`` in all."""
+        inputs, targets = self._validation[name]
+        rows = slice(index * self._microbatch_size, (index + 1) * self._microbatch_size)
+        assert 0 <= rows.start < len(inputs)
+        loss_tokens = int((targets[rows] >= 0).sum())
+        return Microbatch(inputs[rows], targets[rows], loss_tokens)
+
+    def validation_sets(self) -> dict[str, list[Microbatch]]:
+        """All microbatches of all sets, by what their loss is called."""
+        settings = self._config.validation
+        indices = range(settings.sequences // self._microbatch_size)
+        return {
+            metric: [self.validation_microbatch(name, index) for index in indices]
+            for name, metric in settings.metrics.items()
+        }
 
     def bigram_loss(self) -> float:
-        """Loss of a Witten-Bell bigram model on the validation sequences, in nats.
+        """Loss of a Witten-Bell bigram model on the held-out sequences, in nats.
 
-        It is fitted on all training tokens: see ``bigram.py``.
+        It is fitted on the first ``BIGRAM_TOKENS`` training tokens: see ``bigram.py``.
         """
         return bigram_loss(
-            self._train_tokens,
-            self._validation[:, :-1],
-            self._validation[:, 1:],
+            self._train_tokens[:BIGRAM_TOKENS],
+            *self._validation[HELD_OUT],
             self.vocab_size,
         )
-
-
-class Windows:
-    """Non-overlapping windows of L inputs and their L targets; the rest is left.
-
-    Args:
-        tokens: Token ids [num_tokens].
-        sequence_length: L.
-    """
-
-    def __init__(self, tokens: np.ndarray, sequence_length: int):
-        self.tokens = tokens
-        self.sequence_length = sequence_length
-
-    def __len__(self) -> int:
-        return max(0, len(self.tokens) - 1) // self.sequence_length
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        start = index * self.sequence_length
-        return self.tokens[start : start + self.sequence_length + 1]
 
 
 def open_dataset(config: ExperimentConfig, cache_dir: Path) -> TokenDataset:
@@ -140,49 +137,71 @@ def open_dataset(config: ExperimentConfig, cache_dir: Path) -> TokenDataset:
         cache_dir: Any folder; experiments and processes may share it.
 
     Raises:
-        ConfigError: The corpus is missing, empty, too small or cannot be downloaded.
+        ConfigError: A corpus is missing, empty, too small or cannot be downloaded; the
+            tokenizer's files are missing, or do not fit the model.
     """
-    manifest, tokens = cached_tokens(config.data, cache_dir)
+    tokens = cached_tokens(config.data, cache_dir)
+    _check_vocabulary(config, tokens.vocab_size)
+    sets = {
+        name: cached_set(config.data, name, corpus, tokens, cache_dir)
+        for name, corpus in config.validation.corpora.items()
+    }
+
+    def sequences(of: Tokens, split: str) -> Sequences:
+        length = config.model.sequence_length
+        return open_sequences(of.splits[split], config.data.packing, length)
+
     return TokenDataset(
         config,
-        digest=manifest.digest,
-        vocab_size=manifest.vocab_size,
-        train_tokens=tokens[TRAIN],
-        validation_tokens=tokens[VALIDATION],
+        digest=_digest(tokens, sets),
+        vocab_size=tokens.vocab_size,
+        train_tokens=tokens.splits[TRAIN].tokens,
+        train=sequences(tokens, TRAIN),
+        validation={
+            name: sequences(of, VALIDATION)
+            for name, of in {HELD_OUT: tokens, **sets}.items()
+        },
     )
 
 
-def _microbatch(windows: np.ndarray) -> Microbatch:
-    tokens = windows.astype(np.int32)
-    inputs_BL = np.ascontiguousarray(tokens[:, :-1])
-    targets_BL = np.ascontiguousarray(tokens[:, 1:])
-    return Microbatch(inputs_BL, targets_BL, loss_tokens=targets_BL.size)
+def _digest(tokens: Tokens, sets: Mapping[str, Tokens]) -> str:
+    """Under one name, all trainers must validate with the same text."""
+    parts = [tokens.digest, {name: of.digest for name, of in sets.items()}]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _spread(windows: Windows, count: int) -> np.ndarray:
-    """``count`` windows at even distances, so that all held-out files are sampled."""
-    return np.stack([windows[i * len(windows) // count] for i in range(count)])
-
-
-def _check_train(config: ExperimentConfig, windows: Windows) -> None:
-    batch, length = config.data.target_batch_size, config.model.sequence_length
-    if len(windows) < batch:
+def _spread(
+    config: ExperimentConfig, name: str, sequences: Sequences
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences at even distances, so that the whole set is sampled."""
+    count, length = config.validation.sequences, config.model.sequence_length
+    if len(sequences) < count:
+        remedy = "Add text"
+        if name == HELD_OUT:
+            fraction = config.data.held_out_fraction
+            remedy += f", raise data.held_out_fraction={fraction}"
         raise ConfigError(
-            f"The training split of data.corpus={config.data.corpus!r} has "
-            f"{len(windows.tokens)} tokens, but one step of "
-            f"data.target_batch_size={batch} sequences of "
-            f"model.sequence_length={length} needs {batch * length + 1}. Add text, or "
-            "lower one of the two"
+            f"The validation set {name!r} makes {len(sequences)} sequences of "
+            f"model.sequence_length={length}, but validation.sequences={count}. "
+            f"{remedy} or lower validation.sequences"
+        )
+    return sequences.rows([i * len(sequences) // count for i in range(count)])
+
+
+def _check_vocabulary(config: ExperimentConfig, vocab_size: int) -> None:
+    if config.model.vocab_size < vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={config.model.vocab_size} is too small for the "
+            f"vocabulary of data.tokenizer={config.data.tokenizer!r}: use {vocab_size} "
+            "or more"
         )
 
 
-def _check_validation(config: ExperimentConfig, windows: Windows) -> None:
-    count, length = config.validation.sequences, config.model.sequence_length
-    if len(windows) < count:
+def _check_train(config: ExperimentConfig, train: Sequences) -> None:
+    batch, length = config.data.target_batch_size, config.model.sequence_length
+    if len(train) < batch:
         raise ConfigError(
-            f"The held-out split of data.corpus={config.data.corpus!r} has "
-            f"{len(windows.tokens)} tokens, but validation.sequences={count} of "
-            f"model.sequence_length={length} need {count * length + 1}. Add text, "
-            f"raise data.held_out_fraction={config.data.held_out_fraction} or lower "
-            "validation.sequences"
+            f"The training split of data.corpus={config.data.corpus!r} makes "
+            f"{len(train)} sequences of model.sequence_length={length}, but a step has "
+            f"data.target_batch_size={batch}. Add text, or lower one of the two"
         )

@@ -4,17 +4,16 @@ TFDS is imported where it is used: a process that finds its cache complete needs
 it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from swarm_jax.data.corpus import Document
 
 VERSION = "1.0.0"
 TRAIN, VALIDATION = SPLITS = ("train", "validation")
 _DOCUMENTS_AT_ONCE = 256
-_Item = TypeVar("_Item")
+_BYTES_AT_ONCE = 1 << 22
 
 
 def write_tfds(folder: Path, documents: Iterable[tuple[str, Document]]) -> None:
@@ -61,8 +60,17 @@ def read_tfds(folder: Path, split: str) -> Iterator[Document]:
         yield Document(example["name"].decode(), example["text"])
 
 
-def batched(items: Iterable[_Item]) -> Iterator[Sequence[_Item]]:
-    """``items`` in portions of a few hundred."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, _DOCUMENTS_AT_ONCE)):
-        yield batch
+def batched(
+    documents: Iterable[tuple[str, Document]],
+) -> Iterator[list[tuple[str, Document]]]:
+    """Pairs of split and document in portions of a few hundred, or a few megabytes."""
+    portion: list[tuple[str, Document]] = []
+    size = 0
+    for pair in documents:
+        portion.append(pair)
+        size += len(pair[1].text)
+        if len(portion) == _DOCUMENTS_AT_ONCE or size >= _BYTES_AT_ONCE:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion

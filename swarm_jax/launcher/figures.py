@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from swarm_jax.metrics import is_validation
+
 RECOVERED = 0.9
 """Share of the survivors' calculated best at which throughput is back."""
 
@@ -129,7 +131,12 @@ def step_figures(records: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """
     taken = [record for _, record in sorted(records.items())]
     trained = [record for record in taken if not record.get("skipped")]
-    validation = [r["validation_loss"] for r in taken if r.get("validation_loss")]
+    validation = {
+        name: loss
+        for record in taken
+        for name, loss in record.items()
+        if is_validation(name) and loss is not None
+    }
     audit = {
         f"microbatches_{name}": sum(r[f"microbatches_{name}"] for r in trained)
         for name in AUDITED
@@ -139,7 +146,8 @@ def step_figures(records: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         "steps_without_record": max(records, default=0) - len(records),
         "skipped_steps": len(taken) - len(trained),
         "final_train_loss": trained[-1]["train_loss"] if trained else None,
-        "validation_loss": validation[-1] if validation else None,
+        "validation_loss": None,
+        **validation,
         **audit,
     }
 

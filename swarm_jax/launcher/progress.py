@@ -29,6 +29,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from swarm_jax.metrics import is_validation, validation_text
+
 PLAIN_PERIOD_S = 5.0
 """How often a line is printed where there is no terminal."""
 
@@ -81,7 +83,7 @@ class RunView:
         self.trainer: dict[str, Any] = {}
         self.swarm: dict[str, Any] = {}
         self.waiting: str | None = None
-        self.validation_loss: float | None = None
+        self.validation: dict[str, float] = {}
         self.notices: list[str] = []
         self._expected = 0
         self._counted = 0
@@ -94,7 +96,7 @@ class RunView:
     def add_step(self, record: dict[str, Any]) -> None:
         """Takes a line of trainer.jsonl."""
         self.step = record["step"]
-        self.validation_loss = record.get("validation_loss", self.validation_loss)
+        self.validation |= {n: loss for n, loss in record.items() if is_validation(n)}
         if record.get("skipped"):
             self.skipped_steps += 1
             return
@@ -110,8 +112,8 @@ class RunView:
             f"step {self.step}/{self.steps}",
             f"loss {self.trainer['train_loss']:.4f}",
         ]
-        if self.validation_loss is not None:
-            parts.append(f"validation loss {self.validation_loss:.4f}")
+        if text := validation_text(self.validation):
+            parts.append(text)
         parts.append(f"{self.trainer['tokens_per_s']:,.0f} tokens/s")
         parts.append(f"counted {100 * self._counted / self._expected:.2f} %")
         if self.skipped_steps:

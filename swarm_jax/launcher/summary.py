@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from swarm_jax.metrics import write_json
+from swarm_jax.metrics import VALIDATION_LOSS, is_validation, write_json
 
 ACTIVATIONS = "activation_bytes_per_token_per_boundary"
 GRADIENTS = "gradient_bytes_per_token_per_boundary"
@@ -68,6 +68,10 @@ def summary_table(summary: dict[str, Any], workdir: Path) -> Table:
     for label, key, form in ROWS:
         if summary.get(key) is not None:
             table.add_row(label, form.format(summary[key]))
+        if key == VALIDATION_LOSS:
+            for name in filter(is_validation, summary):
+                if name != key and summary[name] is not None:
+                    table.add_row(f"  {name.split('/')[1]}", f"{summary[name]:.4f}")
     table.add_row("summary", str(workdir / "summary.json"))
     table.add_row("metrics", str(workdir / "metrics"))
     table.add_row("logs", str(workdir / "logs"))

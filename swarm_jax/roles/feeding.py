@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -33,9 +33,11 @@ class Data(Protocol):
 
     def microbatch(self, step: int, index: int) -> Microbatch: ...
 
-    def step_loss_tokens(self, step: int) -> int: ...
+    def step_loss_tokens(self, step: int) -> int:
+        """The sum over the step's microbatches; cheap; 1 or more."""
+        ...
 
-    def validation_microbatch(self, index: int) -> Microbatch: ...
+    def validation_microbatch(self, name: str, index: int) -> Microbatch: ...
 
 
 class Feeder:
@@ -77,20 +79,26 @@ class Feeder:
 
         return await self._for_each(sorted(action.missing), one)
 
-    async def validation_loss(
+    async def validation_losses(
         self, newest: Report, round_: Round, avoid: frozenset[str]
-    ) -> tuple[float, list[RelayFailed]]:
-        """Mean loss over the held-out sequences, through the swarm; and what failed.
+    ) -> tuple[dict[str, float], list[RelayFailed]]:
+        """Mean loss over each validation set, through the swarm; and what failed.
 
         Args:
             newest: Of a peer that has taken the last step.
             avoid: Peers that nothing is sent to.
+
+        Returns:
+            Losses by the name of their metric.
         """
-        sequences = self._config.validation.sequences
-        sums: list[tuple[float, int]] = []
+        settings = self._config.validation
+        count = settings.sequences // self._config.swarm.microbatch_size
+        metrics = list(settings.metrics.items())
+        sums: dict[str, list[tuple[float, int]]] = {name: [] for name, _ in metrics}
 
         async def one(index: int) -> None:
-            batch = self._data.validation_microbatch(index)
+            name = metrics[index // count][0]
+            batch = self._data.validation_microbatch(name, index % count)
             answer = await self._send(
                 batch,
                 Relay(
@@ -104,12 +112,10 @@ class Feeder:
                     budget_s=self._config.tuning.relay_timeout_s,
                 ),
             )
-            sums.append((answer.loss_sum, batch.loss_tokens))
+            sums[name].append((answer.loss_sum, batch.loss_tokens))
 
-        microbatches = range(sequences // self._config.swarm.microbatch_size)
-        failures = await self._for_each(microbatches, one)
-        tokens = sum(tokens for _, tokens in sums)
-        return math.fsum(s for s, _ in sums) / max(1, tokens), failures
+        failures = await self._for_each(range(len(metrics) * count), one)
+        return {metric: _mean(sums[name]) for name, metric in metrics}, failures
 
     async def _send(self, batch: Microbatch, relay: Relay) -> Answer:
         return await self._first_stage.send(relay, [batch.targets, batch.inputs])
@@ -135,3 +141,9 @@ class Feeder:
             for index in indices:
                 tasks.create_task(bounded(index))
         return failures
+
+
+def _mean(sums: Sequence[tuple[float, int]]) -> float:
+    """Of losses, from pairs of a sum and how many it is of."""
+    losses, tokens = zip(*sums, strict=True) if sums else ((), ())
+    return math.fsum(losses) / max(1, sum(tokens))

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ class Totals:
     timed_tokens: int = 0
     timed_s: float = 0.0
     final_train_loss: float | None = None
-    validation_loss: float | None = None
+    validation_losses: dict[str, float | None] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """For ``summary.json``; ``tokens_per_s`` leaves the first step out."""
@@ -47,7 +47,8 @@ class Totals:
             "steps": self.steps,
             "skipped_steps": self.skipped_steps,
             "final_train_loss": self.final_train_loss,
-            "validation_loss": self.validation_loss,
+            "validation_loss": None,
+            **self.validation_losses,
             "tokens_per_s": self.timed_tokens / self.timed_s if self.timed_s else None,
             "microbatches_expected": self.microbatches.expected,
             "microbatches_counted_once": self.microbatches.counted_once,
@@ -203,12 +204,15 @@ class Journal:
             counted_twice=past.counted_twice + record["microbatches_counted_twice"],
         )
 
-    def validated(self, loss: float | None) -> None:
-        """None when the model gives non-finite values."""
+    def validated(self, losses: Mapping[str, float] | None) -> None:
+        """Args:
+        losses: By metric; None when the model gives non-finite values.
+        """
         record, self._unvalidated = self._unvalidated, None
         assert record is not None
-        self.totals.validation_loss = loss
-        self._steps.write(**record, validation_loss=loss)
+        none = dict.fromkeys(self._config.validation.metrics.values())
+        self.totals.validation_losses = none | dict(losses or {})
+        self._steps.write(**record, **self.totals.validation_losses)
 
     async def watch(self) -> None:
         """Writes the swarm as the leader sees it, every second, for ever."""

@@ -291,7 +291,7 @@ class Leader:
 
     async def _validate(self, reports: Collection[Report]) -> None:
         newest = max(reports, key=lambda r: (r.generation, r.step))
-        loss, failures = await self._feeder.validation_loss(
+        losses, failures = await self._feeder.validation_losses(
             newest, self._leadership.round, self._leadership.silent
         )
         for failure in failures:
@@ -304,7 +304,7 @@ class Leader:
                     self._journal.validated(None)
                     return
         if not failures:
-            self._journal.validated(loss)
+            self._journal.validated(losses)
 
     async def _wait(self, action: Wait, step: int) -> None:
         """Args:

@@ -48,5 +48,6 @@ class RandomTokens:
             for index in range(self._config.microbatches_per_step)
         )
 
-    def validation_microbatch(self, index: int) -> Microbatch:
-        return self.microbatch(VALIDATION_STEP, index)
+    def validation_microbatch(self, name: str, index: int) -> Microbatch:
+        number = list(self._config.validation.metrics).index(name)
+        return self.microbatch(VALIDATION_STEP + number, index)

@@ -76,7 +76,8 @@ class ModelledTokens:
         assert tokens & (tokens - 1) == 0
         return tokens
 
-    def validation_microbatch(self, index: int) -> Microbatch:
+    def validation_microbatch(self, name: str, index: int) -> Microbatch:
+        assert name in self._config.validation.metrics
         return self.microbatch(2**31, index)
 
 

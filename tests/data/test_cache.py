@@ -24,13 +24,14 @@ def entries(cache_dir: Path) -> list[str]:
 def test_token_files_hold_every_document_closed_with_end_of_text(
     make_config, corpus_dir, cache_dir
 ):
-    manifest, tokens = cached_tokens(make_config().data, cache_dir)
-    assert manifest.vocab_size == 257
+    made = cached_tokens(make_config().data, cache_dir)
+    assert made.vocab_size == 257
     documents = []
     for split in (TRAIN, VALIDATION):
-        assert tokens[split].dtype == np.dtype("<u2") and tokens[split][-1] == 256
-        ends = np.flatnonzero(tokens[split] == 256)
-        parts = np.split(np.array(tokens[split]), ends + 1)[:-1]
+        tokens, ends = made.splits[split].tokens, made.splits[split].ends
+        assert tokens.dtype == np.dtype("<u2")
+        assert np.array_equal(np.flatnonzero(tokens == 256), ends - np.uint64(1))
+        parts = np.split(np.array(tokens), ends.astype(int))[:-1]
         documents += [part[:-1].astype(np.uint8).tobytes() for part in parts]
     expected = [d.text for d in files_corpus(str(corpus_dir)).documents()]
     assert sorted(documents) == sorted(expected)
@@ -50,10 +51,10 @@ def test_documents_lie_beside_as_a_tfds_dataset(make_config, cache_dir):
 
 
 def test_second_opening_builds_nothing(make_config, cache_dir, monkeypatch):
-    first, _ = cached_tokens(make_config().data, cache_dir)
-    monkeypatch.setattr(cache, "_build", None)
-    second, _ = cached_tokens(make_config(target_batch_size=4).data, cache_dir)
-    assert first == second
+    first = cached_tokens(make_config().data, cache_dir)
+    monkeypatch.setattr(cache, "_fill", None)
+    second = cached_tokens(make_config(target_batch_size=4).data, cache_dir)
+    assert first.digest == second.digest
 
 
 @pytest.mark.parametrize(
@@ -69,12 +70,12 @@ def test_second_opening_builds_nothing(make_config, cache_dir, monkeypatch):
 def test_digest_names_text_split_and_tokenizer(
     change, make_config, corpus_dir, cache_dir, tmp_path
 ):
-    digests = {cached_tokens(make_config().data, cache_dir)[0].digest}
+    digests = {cached_tokens(make_config().data, cache_dir).digest}
     if "text" in change:
         (corpus_dir / "part0" / "0.txt").write_text(change.pop("text"))
     data = make_config(**change).data
-    digests.add(cached_tokens(data, cache_dir)[0].digest)
-    digests.add(cached_tokens(data, tmp_path / "other")[0].digest)
+    digests.add(cached_tokens(data, cache_dir).digest)
+    digests.add(cached_tokens(data, tmp_path / "other").digest)
     assert len(digests) == 2
     assert len(entries(cache_dir)) == 2
 
@@ -82,15 +83,16 @@ def test_digest_names_text_split_and_tokenizer(
 def test_another_vocabulary_size_builds_another_tokenizer(make_config, cache_dir):
     for size in (300, 310):
         data = make_config(tokenizer="bpe", bpe_vocab_size=size).data
-        assert cached_tokens(data, cache_dir)[0].vocab_size == size
+        assert cached_tokens(data, cache_dir).vocab_size == size
 
 
 def test_bpe_is_trained_on_the_training_split_only(make_config, corpus_dir, cache_dir):
     data = make_config(tokenizer="bpe", bpe_vocab_size=300).data
 
     def build(name: str) -> tuple[str, set[str]]:
-        manifest, tokens = cached_tokens(data, cache_dir / name)
-        assert max(split.max() for split in tokens.values()) < manifest.vocab_size
+        made = cached_tokens(data, cache_dir / name)
+        largest = max(split.tokens.max() for split in made.splits.values())
+        assert largest < made.vocab_size
         [folder] = (cache_dir / name).iterdir()
         held_out = {document.name for document in read_tfds(folder, VALIDATION)}
         return (folder / "tokenizer.json").read_text(), held_out
@@ -152,25 +154,25 @@ def test_killed_build_is_never_read_and_its_rest_is_removed(
         build.send_signal(signal.SIGKILL)
     [partial] = entries(cache_dir)
     assert partial.startswith(".partial-")
-    manifest, _ = cached_tokens(data, cache_dir)
+    digest = cached_tokens(data, cache_dir).digest
     [name] = entries(cache_dir)
     assert name.startswith("tokens-")
-    assert manifest == cached_tokens(data, tmp_path / "other")[0]
+    assert digest == cached_tokens(data, tmp_path / "other").digest
 
 
-@pytest.mark.parametrize("file", ["train.tokens", "manifest.json"])
+@pytest.mark.parametrize("file", ["train.tokens", "train.ends", "manifest.json"])
 @pytest.mark.parametrize("damage", ["removed", "emptied"])
 def test_damaged_entry_is_built_again(file, damage, make_config, cache_dir):
     data = make_config().data
-    expected, tokens = cached_tokens(data, cache_dir)
-    copy = np.array(tokens[TRAIN])
+    expected = cached_tokens(data, cache_dir)
+    copy = np.array(expected.splits[TRAIN].tokens)
     [folder] = cache_dir.iterdir()
     (folder / file).unlink()
     if damage == "emptied":
         (folder / file).touch()
-    manifest, tokens = cached_tokens(data, cache_dir)
-    assert manifest == expected
-    assert np.array_equal(tokens[TRAIN], copy)
+    mended = cached_tokens(data, cache_dir)
+    assert mended.digest == expected.digest
+    assert np.array_equal(mended.splits[TRAIN].tokens, copy)
 
 
 def test_cache_that_cannot_be_written_is_named(make_config, cache_dir):
@@ -184,5 +186,5 @@ def test_corpus_of_empty_files_is_refused(make_config, cache_dir, tmp_path):
     folder.mkdir()
     for i in range(3):
         (folder / f"{i}.txt").write_text("")
-    with pytest.raises(ConfigError, match="0 file.s. with text"):
+    with pytest.raises(ConfigError, match="0 document.s. with text"):
         cached_tokens(make_config(corpus=f"files:{folder}").data, cache_dir)

@@ -9,10 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_jax.config import DataConfig
-from swarm_jax.data.corpus import files_corpus, held_out_names, stdlib_corpus
+from swarm_jax.data.corpus import HeldOut, files_corpus, stdlib_corpus
 from swarm_jax.errors import ConfigError
 
 NAMES = st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=30, unique=True)
+
+
+def held_out_names(names, fraction: float) -> set[str]:
+    held_out = HeldOut(iter(names), fraction)
+    return {name for name in names if name in held_out}
 
 
 def names_of(corpus) -> list[str]:
@@ -118,7 +123,7 @@ def test_held_out_share_is_the_fraction_and_survives_new_documents():
 
 @pytest.mark.parametrize("names", [[], ["only.txt"]])
 def test_corpus_that_cannot_be_divided_says_how_to_divide_it(names):
-    with pytest.raises(ConfigError, match=f"{len(names)} file.*split -C"):
+    with pytest.raises(ConfigError, match=f"{len(names)} document.*split -C"):
         held_out_names(names, 0.1)
 
 

@@ -1,5 +1,6 @@
 """Microbatches are pure functions of seed, step and index."""
 
+import json
 import subprocess
 import sys
 
@@ -9,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.config import GPTConfig
-from swarm_jax.config import ExperimentConfig
+from swarm_jax.config import ExperimentConfig, ValidationConfig
 from swarm_jax.data.dataset import TokenDataset, open_dataset
+from swarm_jax.data.packing import Windows
+from swarm_jax.data_config import HELD_OUT
 from swarm_jax.errors import ConfigError
 
 # Shape suffixes: B microbatch, L sequence.
@@ -29,12 +32,15 @@ def counting_dataset(
     config.validation.sequences = batch
     # Two more tokens than the windows need: an end that is left.
     tokens = np.arange(windows * length + 3, dtype=np.uint32)
+    config.model.vocab_size = len(tokens)
+    sequences = Windows(tokens, length)
     return TokenDataset(
         config,
         digest="",
         vocab_size=len(tokens),
         train_tokens=tokens,
-        validation_tokens=tokens,
+        train=sequences,
+        validation={HELD_OUT: sequences},
     )
 
 
@@ -113,7 +119,7 @@ def test_loss_tokens_of_a_step_are_those_of_its_microbatches():
 
 def test_validation_sequences_are_spread_over_the_held_out_text():
     dataset = counting_dataset(windows=100)
-    rows = [dataset.validation_microbatch(i).inputs for i in range(2)]
+    rows = [dataset.validation_microbatch(HELD_OUT, i).inputs for i in range(2)]
     assert (np.concatenate(rows)[:, 0] // 3).tolist() == [0, 25, 50, 75]
 
 
@@ -133,13 +139,91 @@ def test_dataset_of_files_is_the_same_from_every_cache(make_config, tmp_path):
         assert np.array_equal(first.targets, second.targets)
 
 
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_a_trainer_that_takes_over_feeds_the_same(packing, make_config, cache_dir):
+    """Each microbatch is a function of seed, step and index; so is its loss count."""
+    first = open_dataset(make_config(packing=packing), cache_dir)
+    ids = [(step, index) for step in range(12) for index in range(4)]
+    before = {i: first.microbatch(*i) for i in ids}
+    other = open_dataset(make_config(packing=packing), cache_dir)
+    for step, index in reversed(ids):
+        again = other.microbatch(step, index)
+        assert np.array_equal(again.inputs, before[step, index].inputs)
+        assert np.array_equal(again.targets, before[step, index].targets)
+        assert again.loss_tokens == (again.targets >= 0).sum() > 0
+    for step in range(12):
+        counted = sum(before[step, index].loss_tokens for index in range(4))
+        assert other.step_loss_tokens(step) == counted
+    seeded = open_dataset(make_config(seed=1, packing=packing), cache_dir)
+    inputs = seeded.microbatch(0, 0).inputs
+    assert not np.array_equal(inputs, before[0, 0].inputs)
+
+
+def test_packed_validation_masks_what_no_document_has(make_config, cache_dir):
+    dataset = open_dataset(make_config(packing="documents"), cache_dir)
+    for microbatch in dataset.validation_sets()["validation_loss"]:
+        ends = microbatch.inputs == 256
+        assert (microbatch.targets[ends] < 0).all()
+        assert microbatch.loss_tokens == (~ends).sum() > 0
+    assert 0 < dataset.bigram_loss() < np.log(257)
+
+
+@pytest.mark.parametrize("tokenizer", [{}, {"tokenizer": "bpe", "bpe_vocab_size": 300}])
+def test_validation_sets_have_their_own_text(
+    tokenizer, make_config, cache_dir, tmp_path
+):
+    for name in ("ones", "twos"):
+        record = json.dumps({"text": name * 200}) + "\n"
+        (tmp_path / f"{name}.jsonl").write_text(record * 3)
+    config = make_config(**tokenizer)
+    digest = open_dataset(config, cache_dir).digest
+    sets = [f"{name}=jsonl:{tmp_path}/{name}.jsonl" for name in ("ones", "twos")]
+    config.validation = ValidationConfig(sequences=8, sets=sets)
+    dataset = open_dataset(config, cache_dir)
+    assert dataset.digest != digest
+    shown = {
+        metric: np.concatenate([m.inputs for m in microbatches])
+        for metric, microbatches in dataset.validation_sets().items()
+    }
+    metrics = ["validation_loss", "validation_loss/ones", "validation_loss/twos"]
+    assert list(shown) == metrics
+    assert {inputs.shape for inputs in shown.values()} == {(8, 16)}
+    if not tokenizer:
+        text = shown["validation_loss/twos"].astype(np.uint8).tobytes()
+        assert set(text) == set(b"twos")
+    again = dataset.validation_microbatch("ones", 1)
+    assert np.array_equal(again.inputs, shown["validation_loss/ones"][2:4])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "validation.sets: wiki=jsonl:.*no folder"),
+        ('{"text": ""}\n', "validation.sets: wiki=.*no text in it"),
+        ('{"text": "short"}\n', "'wiki' makes 0 sequences .*=8. Add text or lower"),
+    ],
+)
+def test_a_validation_set_that_cannot_be_used_is_named(
+    text, message, make_config, cache_dir, tmp_path
+):
+    path = tmp_path / "wiki.jsonl"
+    if text is not None:
+        path.write_text(text)
+    config = make_config()
+    config.validation = ValidationConfig(sequences=8, sets=[f"wiki=jsonl:{path}"])
+    with pytest.raises(ConfigError, match=message):
+        open_dataset(config, cache_dir)
+
+
 def test_held_out_text_is_in_no_training_batch(make_config, corpus_dir, cache_dir):
     for i in range(40):
         (corpus_dir / f"part{i % 3}" / f"{i}.txt").write_bytes(bytes([i]) * 300)
     dataset = open_dataset(make_config(), cache_dir)
     train = {t for step in range(100) for t in dataset.microbatch(step, 0).inputs.flat}
     held_out = {
-        t for i in range(4) for t in dataset.validation_microbatch(i).inputs.flat
+        token
+        for microbatch in dataset.validation_sets()["validation_loss"]
+        for token in microbatch.inputs.flat
     }
     assert train & held_out <= {256}
     assert len(held_out) > 2
@@ -148,8 +232,8 @@ def test_held_out_text_is_in_no_training_batch(make_config, corpus_dir, cache_di
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target_batch_size": 4096}, r"has \d+ tokens, .* needs 65537\. Add text"),
-        ({"held_out_fraction": 0.001}, r"held-out .* has \d+ tokens, .* need 1025\."),
+        ({"target_batch_size": 4096}, r"makes \d+ sequences .*=4096\. Add text"),
+        ({"held_out_fraction": 0.001}, r"'held_out' makes \d+ .*=64\. Add text, raise"),
     ],
 )
 def test_too_little_text_says_how_much_is_needed(

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from swarm_jax.data.tokenizer import (
     END_OF_TEXT,
-    BPETokenizer,
     ByteTokenizer,
+    VocabularyTokenizer,
     train_bpe,
 )
 
@@ -21,7 +21,7 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def bpe() -> BPETokenizer:
+def bpe() -> VocabularyTokenizer:
     return train_bpe(TEXTS, 300)
 
 

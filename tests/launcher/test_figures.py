@@ -110,7 +110,7 @@ def record(step, loss, **changes):
 def test_the_records_of_all_trainers_make_one_sum():
     records = {
         3: record(3, 2.0, microbatches_counted_once=7, microbatches_lost=1),
-        1: record(1, 4.0, validation_loss=3.5),
+        1: record(1, 4.0, **{"validation_loss": 3.5, "validation_loss/wiki": 3.7}),
         2: {"step": 2, "skipped": True},
         5: record(5, 1.5),
     }
@@ -120,6 +120,7 @@ def test_the_records_of_all_trainers_make_one_sum():
         "skipped_steps": 1,
         "final_train_loss": 1.5,
         "validation_loss": 3.5,
+        "validation_loss/wiki": 3.7,
         "microbatches_expected": 24,
         "microbatches_counted_once": 23,
         "microbatches_lost": 1,

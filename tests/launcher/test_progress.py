@@ -75,10 +75,10 @@ def test_each_complete_line_is_read_once(tmp_path):
 def test_the_share_counted_is_over_all_steps_and_validation_loss_stays():
     view = RunView(10, "starting")
     assert view.step_line() == "starting"
-    view.add_step(STEP | {"validation_loss": 2.5})
+    view.add_step(STEP | {"validation_loss": 2.5, "validation_loss/wiki": 2.75})
     view.add_step(STEP | {"step": 4, "microbatches_counted_once": 6})
     assert view.step_line() == (
-        "step 4/10  loss 2.3457  validation loss 2.5000  4,321 tokens/s  "
+        "step 4/10  loss 2.3457  validation loss 2.5000 (wiki 2.7500)  4,321 tokens/s  "
         "counted 87.50 %"
     )
 

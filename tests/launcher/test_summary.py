@@ -22,6 +22,7 @@ def test_bigram_loss_stands_beside_validation_loss_and_absent_rows_are_left_out(
     summary = {
         "steps": 200,
         "validation_loss": 1.61803,
+        "validation_loss/wiki": 3.14159,
         "bigram_loss": 2.71828,
         "microbatches_lost": 0,
         "final_train_loss": None,
@@ -31,7 +32,9 @@ def test_bigram_loss_stands_beside_validation_loss_and_absent_rows_are_left_out(
     console.print(summary_table(summary, tmp_path))
     lines = console.file.getvalue().splitlines()
     loss = next(i for i, line in enumerate(lines) if "validation loss" in line)
-    assert "1.6180" in lines[loss] and "2.7183" in lines[loss + 1]
+    assert "1.6180" in lines[loss]
+    assert "wiki" in lines[loss + 1] and "3.1416" in lines[loss + 1]
+    assert "bigram" in lines[loss + 2] and "2.7183" in lines[loss + 2]
     assert any("lost" in line and " 0 " in line for line in lines)
     assert any("61.0 s" in line for line in lines)
     assert any(str(tmp_path / "metrics") in line for line in lines)

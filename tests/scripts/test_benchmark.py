@@ -2,11 +2,14 @@
 
 import json
 
+import json
+
 import pytest
 
 from scripts import benchmark
 from scripts.codec_speed import codec_figures
 from scripts.store_speed import store_speed
+from swarm_jax.data import speed
 from swarm_jax.errors import ConfigError
 
 
@@ -24,6 +27,24 @@ from swarm_jax.errors import ConfigError
 def test_what_cannot_be_measured_is_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         benchmark.main([*arguments])
+
+
+def test_the_data_layer_is_measured_and_compared_with_the_need(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(speed, "_FEED_S", 0.01)
+    monkeypatch.setattr(speed, "SAMPLE_BYTES", 100_000)
+    report = tmp_path / "report.json"
+    more = ["--config.data.max_corpus_bytes=300000", "--config.data.bpe_vocab_size=300"]
+    assert benchmark.main(["data", "--repeats", "2", "--json", str(report), *more]) == 0
+    found = json.loads(report.read_text())
+    assert found["needed_tokens_per_s"] == 100 * 5000 / 2
+    assert found["tokenisation_mb_per_s"].keys() == {"bytes", "bpe"}
+    assert found["feeding_tokens_per_s"].keys() == {"stream", "documents"}
+    for part in ("tokenisation_mb_per_s", "feeding_tokens_per_s"):
+        for speeds in found[part].values():
+            assert len(speeds) == 2 and min(speeds) > 0
+    assert "needed: 250,000 tokens/s" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_store_is_measured_on_a_state_of_about_the_size_asked_for(tmp_path):

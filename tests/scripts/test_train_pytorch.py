@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from scripts import train_pytorch
+from scripts import train_pytorch, train_single
 from swarm_jax.errors import ConfigError
 from swarm_jax.metrics import read_records
 
@@ -73,6 +73,24 @@ def test_parity_is_reported(arguments, tmp_path, capsys):
     assert parity["max_grad_diff"] < 1e-4
     assert len(parity["jax_losses"]) == len(parity["pytorch_losses"]) == 3
     assert "max_loss_diff" in capsys.readouterr().out
+
+
+def test_masked_targets_and_further_sets_give_what_jax_gives(
+    arguments, tmp_path, capsys
+):
+    more = ["--config.data.packing=documents", "--config.swarm.num_stages=1"]
+    more.append("--config.validation.sets=code=stdlib")
+    more.append("--config.data.max_corpus_bytes=20000")
+    train_pytorch.main([*arguments, *more])
+    ours = list(read_records(tmp_path / "run" / "metrics" / "trainer.jsonl"))
+    train_single.main([*arguments, *more])
+    theirs = list(read_records(tmp_path / "run" / "metrics" / "trainer.jsonl"))
+    assert any(record["tokens"] < 64 for record in ours)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["tokens"] == b["tokens"]
+        for name in ("train_loss", "validation_loss", "validation_loss/code"):
+            assert a.get(name) == pytest.approx(b.get(name), rel=1e-5)
+    assert "validation_loss/code" in ours[-1]
 
 
 def test_a_gpu_that_is_not_there_is_named(arguments, monkeypatch):

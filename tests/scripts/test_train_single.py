@@ -76,6 +76,26 @@ def test_writes_metrics_summary_config_and_parameters(arguments, tmp_path, capsy
     assert "step 3/3" in capsys.readouterr().out
 
 
+def test_masked_targets_and_further_validation_sets(arguments, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.txt").write_text("Lorem ipsum. " * 40)
+    (tmp_path / "other" / "y.txt").write_text("Dolor sit amet. " * 40)
+    more = [
+        "--config.data.packing=documents",
+        f"--config.validation.sets=other=files:{tmp_path}/other",
+    ]
+    train_single.main([*arguments, *more])
+    run = tmp_path / "run"
+    records = list(read_records(run / "metrics" / "trainer.jsonl"))
+    assert {record["tokens"] for record in records} != {4 * 16}
+    assert all(0 < record["tokens"] <= 4 * 16 for record in records)
+    assert all(4 < record["train_loss"] < 7 for record in records)
+    summary = json.loads((run / "summary.json").read_text())
+    other = summary["validation_loss/other"]
+    assert other == records[-1]["validation_loss/other"] != summary["validation_loss"]
+    assert 4 < other < 7 and f"(other {other:.4f})" in capsys.readouterr().out
+
+
 def test_a_typo_is_answered_before_anything_is_written(arguments, tmp_path):
     with pytest.raises(ConfigError, match="Did you mean 'steps'"):
         train_single.main([*arguments, "--config.stepps=4"])
