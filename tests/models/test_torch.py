@@ -11,11 +11,13 @@ import torch
 
 from models.functional import make_stage, matrix_mask, to_layers
 from models.schedule import learning_rate
-from models.torch_gpt import TorchGPT, gradient_layers, load_layers
+from models.torch_gpt import TorchGPT
 from models.torch_parity import measure_parity, relative_differences
 from models.torch_training import TorchTrainer
+from models.torch_weights import gradient_layers, load_layers, parameter_layers
 
 SETTINGS = SimpleNamespace(
+    name="adamw",
     learning_rate=1e-2,
     warmup_steps=3,
     final_learning_rate=1e-3,
@@ -84,13 +86,6 @@ def make_batches(config, count=STEPS):
         inputs, targets = generator.integers(0, config.vocab_size, (2, *shape))
         targets[generator.random(shape) < 0.2] = -1
         yield inputs.astype(np.int32), targets.astype(np.int32)
-
-
-def parameter_layers(model):
-    """Parameters by layer, by the way of gradients."""
-    for parameter in model.parameters():
-        parameter.grad = parameter.detach().clone()
-    return gradient_layers(model)
 
 
 @pytest.mark.parametrize("feed_forward", ["gelu", "geglu"])
