@@ -129,6 +129,12 @@ class TorchTrainer:
             losses = [self._loss(*group).item() for group in self._groups(batch)]
         return sum(losses) / _loss_tokens(batch)
 
+    def peak_device(self) -> dict[str, int]:
+        """``peak_device_bytes``, most that tensors have held so far; {} on a CPU."""
+        if self._device == "cpu":
+            return {}
+        return {"peak_device_bytes": torch.cuda.max_memory_allocated()}
+
     def _groups(self, batch: Batch):
         tensors = (torch.from_numpy(array).to(self._device) for array in batch)
         splits = (tensor.split(self._sequences_at_once) for tensor in tensors)

@@ -3,7 +3,8 @@
     python -m scripts.train_pytorch --config configs/tiny.py --workdir runs/tiny_pytorch
     python -m scripts.train_pytorch --config configs/tiny.py --parity --steps 50
 
-Same initial parameters (converted from JAX's), data order, schedule, AdamW and metrics.
+Same initial parameters (converted from JAX's), data order, optimizer and metrics. The
+main memory that it records is that of the process, in which jax is loaded too.
 With --parity it trains both on the CPU, in the parameters' dtype, on the same batches,
 and says how far apart they come.
 """
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(args: argparse.Namespace, config: ExperimentConfig) -> None:
     """Trains to the end; writes metrics and summary."""
     from models import flops, functional
+    from scripts.memory import peak_rss
 
     workdir = make_workdir(args.workdir or Path(f"runs/{config.run_id}_pytorch"))
     write_run_config(workdir, config)
@@ -50,7 +52,12 @@ def train(args: argparse.Namespace, config: ExperimentConfig) -> None:
     trainer.load(functional.to_layers(params, 0))
     held_out = range(config.validation.sequences // config.swarm.microbatch_size)
     validation = joined(map(data.validation_microbatch, held_out))
-    run = SingleRun(workdir, steps=config.steps, tokens=config.tokens_per_step)
+    run = SingleRun(
+        workdir,
+        steps=config.steps,
+        tokens=config.tokens_per_step,
+        memory=lambda: peak_rss() | trainer.peak_device(),
+    )
     for step in range(1, config.steps + 1):
         result = trainer.step(step_batch(config, data, step - 1))
         if not math.isfinite(result.train_loss):

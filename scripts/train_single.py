@@ -39,7 +39,7 @@ def train(args, config) -> None:
     import jax
 
     from models import flops, functional
-    from scripts import wiring
+    from scripts import memory, wiring
     from swarm_jax.data.dataset import open_dataset
     from swarm_jax.stage import export, whole_model
 
@@ -56,7 +56,12 @@ def train(args, config) -> None:
     def microbatches(step):
         return [data.microbatch(step, index) for index in indices]
 
-    run = SingleRun(args.workdir, steps=config.steps, tokens=config.tokens_per_step)
+    run = SingleRun(
+        args.workdir,
+        steps=config.steps,
+        tokens=config.tokens_per_step,
+        memory=memory.peaks,
+    )
     learning_rate = wiring.make_schedule_of(config)
     for done in whole_model.train(
         step, params, init_optimizer(params), microbatches, config.steps

@@ -16,7 +16,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -32,14 +32,16 @@ class MetricsWriter:
 
     Args:
         path: File to append to; its folder is created.
+        also: Called for each record; what it gives stands in the record too.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, also: Callable[[], dict[str, Any]] = dict):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: TextIO = path.open("a")
+        self._also = also
 
     def write(self, **record: Any) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(record | self._also()) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -118,9 +120,17 @@ class SingleRun:
         workdir: Run folder.
         steps: Of the whole run.
         tokens: Loss tokens of a step.
+        memory: Gives ``peak_rss_bytes`` and the like, for each step and the summary.
     """
 
-    def __init__(self, workdir: Path, *, steps: int, tokens: int):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        steps: int,
+        tokens: int,
+        memory: Callable[[], dict[str, Any]] = dict,
+    ):
         self._workdir = workdir
         self._steps = steps
         self._tokens = tokens
@@ -129,7 +139,8 @@ class SingleRun:
         self._begun_s = time.perf_counter()
         path = workdir / "metrics" / "trainer.jsonl"
         path.unlink(missing_ok=True)
-        self._writer = MetricsWriter(path)
+        self._memory = memory
+        self._writer = MetricsWriter(path, memory)
 
     def add_step(self, *, step: int, step_s: float, **record: Any) -> str:
         """Writes a step's line.
@@ -172,6 +183,7 @@ class SingleRun:
             "validation_loss": self._last.get("validation_loss"),
             "tokens_per_s": self._tokens * len(timed_s) / sum(timed_s),
             "wall_s": time.perf_counter() - self._begun_s,
+            **self._memory(),
             **more,
         }
         write_json(self._workdir / "summary.json", summary)
