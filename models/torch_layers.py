@@ -14,8 +14,15 @@ from models.config import GPTConfig
 
 def make_norm(config: GPTConfig, width: int) -> nn.Module:
     """RMSNorm with a scale, or LayerNorm with scale and bias, over the last axis."""
-    kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
+    kind = RMSNorm if config.norm == "rms" else nn.LayerNorm
     return kind(width, config.norm_epsilon)
+
+
+class RMSNorm(nn.RMSNorm):
+    """In the dtype of its scale also under autocast, as PyTorch's own LayerNorm is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
 
 
 def make_activation(config: GPTConfig) -> Callable[[Tensor], Tensor]:

@@ -36,7 +36,8 @@ def load_layers(model: TorchGPT, layers: Mapping[str, Any]) -> None:
         )
     with torch.no_grad():
         for name, tensor in expected.items():
-            tensor.copy_(torch.from_numpy(arrays[name]))
+            # One at a time: a view of jax's memory is not for PyTorch to write to.
+            tensor.copy_(torch.from_numpy(np.array(arrays[name])))
 
 
 def parameter_layers(model: TorchGPT) -> dict[str, Any]:
@@ -80,4 +81,4 @@ def _flat(
         if isinstance(value, Mapping):
             yield from _flat(value, (*path, key))
         else:
-            yield (*path, key), np.array(value)
+            yield (*path, key), np.asarray(value)

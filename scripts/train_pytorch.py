@@ -16,8 +16,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
+from scripts.batches import joined, step_batch
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.errors import ConfigError, Diverged
 from swarm_jax.launcher import flags
@@ -37,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config = flags.experiment(args)
     flags.use_device("cpu")
-    work = compare if args.parity else train
-    work(args, config)
+    (compare if args.parity else train)(args, config)
 
 
 def train(args: argparse.Namespace, config: ExperimentConfig) -> None:
@@ -50,24 +48,22 @@ def train(args: argparse.Namespace, config: ExperimentConfig) -> None:
     write_run_config(workdir, config)
     data, trainer, _, params = set_up(args, config, args.device)
     trainer.load(functional.to_layers(params, 0))
+    del params
     held_out = range(config.validation.sequences // config.swarm.microbatch_size)
     validation = joined(map(data.validation_microbatch, held_out))
-    run = SingleRun(
-        workdir,
-        steps=config.steps,
-        tokens=config.tokens_per_step,
-        memory=lambda: peak_rss() | trainer.peak_device(),
-    )
+    run = SingleRun(workdir, steps=config.steps, tokens=config.tokens_per_step)
     for step in range(1, config.steps + 1):
         result = trainer.step(step_batch(config, data, step - 1))
         if not math.isfinite(result.train_loss):
             raise Diverged(f"step {step}: the loss is {result.train_loss}")
-        record, every = dataclasses.asdict(result), config.validation.every_steps
+        record = dataclasses.asdict(result) | peak_rss() | trainer.peak_device()
+        every = config.validation.every_steps
         if step == config.steps or (every and step % every == 0):
             record["validation_loss"] = trainer.mean_loss(validation)
         print(run.add_step(**record), flush=True)
     size = flops.parameter_count(config.model)
-    run.finish(bigram_loss=data.bigram_loss(), parameters=size)
+    memory = peak_rss() | trainer.peak_device()
+    run.finish(bigram_loss=data.bigram_loss(), parameters=size, **memory)
 
 
 def compare(args: argparse.Namespace, config: ExperimentConfig) -> None:
@@ -98,16 +94,6 @@ def set_up(args: argparse.Namespace, config: ExperimentConfig, device: str | Non
     control = wiring.make_control(config)
     trainer = TorchTrainer(config.model, config.optimizer, config.steps, device)
     return data, trainer, control, control[0].init(config.seed)
-
-
-def step_batch(config: ExperimentConfig, data, step: int):
-    """All sequences of a step, counted from 0: inputs_NL, targets_NL."""
-    return joined(data.microbatch(step, i) for i in range(config.microbatches_per_step))
-
-
-def joined(microbatches):
-    pairs = [(microbatch.inputs, microbatch.targets) for microbatch in microbatches]
-    return tuple(map(np.concatenate, zip(*pairs, strict=True)))
 
 
 def torch_device(name: str | None) -> str:

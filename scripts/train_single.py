@@ -56,12 +56,7 @@ def train(args, config) -> None:
     def microbatches(step):
         return [data.microbatch(step, index) for index in indices]
 
-    run = SingleRun(
-        args.workdir,
-        steps=config.steps,
-        tokens=config.tokens_per_step,
-        memory=memory.peaks,
-    )
+    run = SingleRun(args.workdir, steps=config.steps, tokens=config.tokens_per_step)
     learning_rate = wiring.make_schedule_of(config)
     for done in whole_model.train(
         step, params, init_optimizer(params), microbatches, config.steps
@@ -72,6 +67,7 @@ def train(args, config) -> None:
             "train_loss": done.train_loss,
             "gradient_norm": done.gradient_norm,
             "learning_rate": learning_rate(done.number - 1),
+            **memory.peaks(),
         }
         every = config.validation.every_steps
         if done.number == config.steps or (every and done.number % every == 0):
@@ -79,9 +75,8 @@ def train(args, config) -> None:
         print(run.add_step(step=done.number, step_s=done.step_s, **record), flush=True)
     if args.save_parameters is not None:
         export.save_layers(args.save_parameters, functional.to_layers(done.params, 0))
-    run.finish(
-        bigram_loss=data.bigram_loss(), parameters=flops.parameter_count(config.model)
-    )
+    size = flops.parameter_count(config.model)
+    run.finish(bigram_loss=data.bigram_loss(), parameters=size, **memory.peaks())
 
 
 if __name__ == "__main__":

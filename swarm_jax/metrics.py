@@ -120,17 +120,9 @@ class SingleRun:
         workdir: Run folder.
         steps: Of the whole run.
         tokens: Loss tokens of a step.
-        memory: Gives ``peak_rss_bytes`` and the like, for each step and the summary.
     """
 
-    def __init__(
-        self,
-        workdir: Path,
-        *,
-        steps: int,
-        tokens: int,
-        memory: Callable[[], dict[str, Any]] = dict,
-    ):
+    def __init__(self, workdir: Path, *, steps: int, tokens: int):
         self._workdir = workdir
         self._steps = steps
         self._tokens = tokens
@@ -139,8 +131,7 @@ class SingleRun:
         self._begun_s = time.perf_counter()
         path = workdir / "metrics" / "trainer.jsonl"
         path.unlink(missing_ok=True)
-        self._memory = memory
-        self._writer = MetricsWriter(path, memory)
+        self._writer = MetricsWriter(path)
 
     def add_step(self, *, step: int, step_s: float, **record: Any) -> str:
         """Writes a step's line.
@@ -183,7 +174,6 @@ class SingleRun:
             "validation_loss": self._last.get("validation_loss"),
             "tokens_per_s": self._tokens * len(timed_s) / sum(timed_s),
             "wall_s": time.perf_counter() - self._begun_s,
-            **self._memory(),
             **more,
         }
         write_json(self._workdir / "summary.json", summary)
