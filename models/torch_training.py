@@ -23,13 +23,15 @@ TOKENS_AT_ONCE = 8192
 
 class OptimizerSettings(Protocol):
     """Attributes:
-    name: "adamw" or "lamb".
+    name: "adamw", "adam" (the same; its decay is 0) or "lamb".
+    schedule: "cosine", "linear" or "constant".
     learning_rate: Peak, reached after ``warmup_steps``.
-    final_learning_rate: At the last step.
+    final_learning_rate: At the last step, unless it is constant.
     clip_norm: Longer gradients are scaled down to this; None for no clipping.
     """
 
     name: str
+    schedule: str
     learning_rate: float
     warmup_steps: int
     final_learning_rate: float
