@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from models.functional import make_stage, matrix_mask
-from models.torch_parity import measure_parity
+from models.functional import make_stage, matrix_mask, to_layers
+from models.torch_parity import measure_parity, relative_differences
 from models.torch_training import TorchTrainer
 from swarm_jax.stage.optimizer import make_optimizer
 from swarm_jax.stage.whole_model import make_train_step
@@ -68,3 +68,16 @@ def test_training_stays_together(optimizer, schedule, model, clip_norm):
     assert parity.max_loss_diff < 1e-3
     assert parity.max_grad_diff < 1e-4
     assert parity.jax_losses[-1] < parity.jax_losses[0] - 0.3
+    report = parity.describe()
+    assert f"{STEPS:4} " in report and "max_grad_diff" in report
+
+
+def test_parity_sees_a_wrong_gradient(params):
+    layers = to_layers(params, 0)
+    wrong = jax.tree.map(np.array, layers)
+    kernel = wrong["layers.3"]["feed_forward"]["input"]["kernel"]
+    kernel[2, 3] += 0.5 * np.abs(kernel).max()
+    differences = relative_differences(layers, wrong)
+    worst = differences.pop("layers.3.feed_forward.input.kernel")
+    assert worst == pytest.approx(0.5)
+    assert not any(differences.values())
