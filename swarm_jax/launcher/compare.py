@@ -83,7 +83,7 @@ def _run_report(first: Run, run: Run) -> dict[str, Any]:
 
 def comparison_table(runs: Sequence[Run]) -> Table:
     """Losses after equal tokens, differences from the first run, speeds, memory."""
-    table = Table("", *(run.name for run in runs))
+    table = Table("", *_labels(runs))
     for tokens in _spread(common_tokens(runs), SHOWN_POINTS):
         losses = (f"{run.loss_after(tokens):.6f}" for run in runs)
         table.add_row(f"train loss after {tokens:,} tokens", *losses)
@@ -108,11 +108,13 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     figure = Figure(figsize=(13, 5), layout="constrained")
     curves, speeds, memory = figure.subplots(1, 3, width_ratios=[3, 1, 1])
     colors = [f"C{index}" for index in range(len(runs))]
-    for run, color in zip(runs, colors, strict=True):
-        losses = list(run.losses.values())
-        curves.plot(_ends(run), losses, color=color, label=run.name)
+    for index, (run, label) in enumerate(zip(runs, _labels(runs), strict=True)):
+        # The first lie beneath: wider, so that equal curves can all be seen.
+        line = {"color": colors[index], "linewidth": 1 + 2 * (len(runs) - 1 - index)}
+        curves.plot(_ends(run), list(run.losses.values()), label=label, **line)
         places = [run.tokens[step] for step in run.validation_losses]
-        curves.plot(places, list(run.validation_losses.values()), "o", color=color)
+        dots = {"color": colors[index], "markersize": 4 + 3 * (len(runs) - 1 - index)}
+        curves.plot(places, list(run.validation_losses.values()), "o", **dots)
     curves.set_xlabel("tokens")
     curves.set_ylabel("loss, nats per token (dots: validation)")
     curves.grid(alpha=0.3)
@@ -131,6 +133,14 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         axes.set_xticks([])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, format="png")
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """The folders, without their parent where they all have the same."""
+    folders = [Path(run.name) for run in runs]
+    if len({folder.parent for folder in folders}) > 1:
+        return [run.name for run in runs]
+    return [folder.name for folder in folders]
 
 
 def _ends(run: Run) -> list[int]:

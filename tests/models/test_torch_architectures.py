@@ -15,6 +15,12 @@ from models.torch_weights import gradient_layers, load_layers, parameter_layers
 from tests.models.architectures import CHANGES, small
 
 SIZES = {"num_layers", "model_dim", "num_heads", "ffn_dim", "sequence_length"}
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+"""To compile is all that takes time here."""
+
 DTYPES = {"compute_dtype", "parameter_dtype"}
 
 
@@ -57,7 +63,9 @@ def test_logits_loss_and_gradients(name, monkeypatch):
     )
     functions = functional.make_stage(config, 0, config.num_layers)
     params = make_params(functions)
-    loss_and_gradients = jax.jit(jax.value_and_grad(functions.loss, has_aux=True))
+    loss_and_gradients = jax.jit(
+        jax.value_and_grad(functions.loss, has_aux=True), compiler_options=QUICK
+    )
     (loss, logits_BLV), gradients = loss_and_gradients(params, tokens_BL, targets_BL)
 
     model = TorchGPT(config)

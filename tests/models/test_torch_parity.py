@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from models.functional import make_stage, matrix_mask, to_layers
+from models.functional import make_stage, matrix_mask
 from models.torch_parity import measure_parity, relative_differences
 from models.torch_training import TorchTrainer
 from swarm_jax.stage.optimizer import make_optimizer
@@ -27,14 +27,10 @@ def make_batches(config):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "schedule", "model", "clip_norm"),
-    [
-        ("adamw", "cosine", "grouped_padded", 1.0),
-        ("lamb", "linear", "shared", 0.5),
-        ("lamb", "constant", "bottleneck", None),
-    ],
+    ("optimizer", "schedule", "model"),
+    [("adamw", "cosine", "grouped_padded"), ("lamb", "linear", "shared")],
 )
-def test_training_stays_together(optimizer, schedule, model, clip_norm):
+def test_training_stays_together(optimizer, schedule, model):
     config = small(model)
     settings = SimpleNamespace(
         name=optimizer,
@@ -46,14 +42,14 @@ def test_training_stays_together(optimizer, schedule, model, clip_norm):
         beta2=0.95,
         epsilon=1e-6,
         weight_decay=0.1,
-        clip_norm=clip_norm,
+        clip_norm=0.5,
     )
     functions = make_stage(config, 0, config.num_layers)
     params = functions.init(7)
     init_optimizer, step = make_train_step(
         functions.loss,
         make_optimizer(settings, STEPS, matrix_mask(jax.eval_shape(lambda: params))),
-        clip_norm=clip_norm,
+        clip_norm=0.5,
         microbatch_size=2,
     )
     parity = measure_parity(
@@ -72,12 +68,10 @@ def test_training_stays_together(optimizer, schedule, model, clip_norm):
     assert f"{STEPS:4} " in report and "max_grad_diff" in report
 
 
-def test_parity_sees_a_wrong_gradient(params):
-    layers = to_layers(params, 0)
-    wrong = jax.tree.map(np.array, layers)
-    kernel = wrong["layers.3"]["feed_forward"]["input"]["kernel"]
-    kernel[2, 3] += 0.5 * np.abs(kernel).max()
-    differences = relative_differences(layers, wrong)
-    worst = differences.pop("layers.3.feed_forward.input.kernel")
-    assert worst == pytest.approx(0.5)
-    assert not any(differences.values())
+def test_parity_sees_a_wrong_gradient():
+    generator = np.random.default_rng(0)
+    right = {"head": {"scale": np.ones(3), "kernel": generator.normal(size=(4, 5))}}
+    wrong = jax.tree.map(np.array, right)
+    wrong["head"]["kernel"][2, 3] += 0.5 * np.abs(right["head"]["kernel"]).max()
+    differences = relative_differences(right, wrong)
+    assert differences == {"head.scale": 0, "head.kernel": pytest.approx(0.5)}

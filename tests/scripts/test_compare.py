@@ -62,6 +62,7 @@ def test_table_and_picture(make_run, capsys, monkeypatch, tmp_path):
     assert found["tokens/s after step 3"] == ["500", "1,000", "200"]
     assert found["validation loss"] == ["5.0000 after 10,000 tokens", "-", "-"]
     assert found["last step"] == ["100", "90", "100"]
+    assert found[""] == ["swarm", "single", "odd"]
     assert found["experiment"] == ["-"] * 3
     assert picture.read_bytes().startswith(b"\x89PNG")
     told = json.loads(report.read_text())
@@ -91,6 +92,15 @@ def test_runs_without_tokens_in_common_are_shown_all_the_same(make_run, capsys):
     assert largest_difference(first, second) is None
     compare.main([*map(str, folders)])
     assert "no tokens in common" in capsys.readouterr().out
+
+
+def test_folders_are_named_in_full_where_their_parents_differ(
+    make_run, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "400")
+    folders = [str(make_run(name, {1: 2.0})) for name in ("a/run", "b/run")]
+    compare.main(folders)
+    assert rows(capsys.readouterr().out)[""] == folders
 
 
 def test_steps_of_other_sizes_are_compared_after_equal_tokens(make_run):
