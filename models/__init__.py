@@ -15,6 +15,9 @@ schedule.py    the learning rate of a step, as a number
 An implementation in PyTorch, to compare with; nothing else needs torch:
 
 torch_gpt.py       the same model, written from the formulas
-torch_training.py  its training: clipping, AdamW
+torch_layers.py    its blocks and boundary layers
+torch_weights.py   its parameters and gradients, in the format of functional.to_layers
+torch_lamb.py      LAMB
+torch_training.py  its training: clipping, AdamW or LAMB
 torch_parity.py    how far JAX and PyTorch come apart
 """

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from models.functional import StageFunctions, to_layers
-from models.torch_gpt import gradient_layers
 from models.torch_training import Batch, TorchTrainer
+from models.torch_weights import gradient_layers
 
 # Shape suffixes: N sequences of a step, B microbatch, L sequence.
 

@@ -1,4 +1,4 @@
-"""Training of the PyTorch model: clipping, AdamW, steps of many sequences."""
+"""Training of the PyTorch model: clipping, AdamW or LAMB, steps of many sequences."""
 
 import time
 from collections.abc import Mapping
@@ -10,7 +10,9 @@ import torch
 
 from models.config import GPTConfig
 from models.schedule import learning_rate
-from models.torch_gpt import TorchGPT, load_layers
+from models.torch_gpt import TorchGPT
+from models.torch_lamb import Lamb
+from models.torch_weights import load_layers
 
 # Shape suffixes: N sequences of a step, L sequence.
 
@@ -21,11 +23,15 @@ TOKENS_AT_ONCE = 8192
 
 class OptimizerSettings(Protocol):
     """Attributes:
+    name: "adamw", "adam" (the same; its decay is 0) or "lamb".
+    schedule: "cosine", "linear" or "constant".
     learning_rate: Peak, reached after ``warmup_steps``.
-    final_learning_rate: At the last step.
+    final_learning_rate: At the last step, unless it is constant.
     clip_norm: Longer gradients are scaled down to this; None for no clipping.
     """
 
+    name: str
+    schedule: str
     learning_rate: float
     warmup_steps: int
     final_learning_rate: float
@@ -58,7 +64,7 @@ class StepResult:
 
 
 class TorchTrainer:
-    """Plain training of the whole model with AdamW.
+    """Plain training of the whole model.
 
     Products are in bfloat16 (autocast) where the config says so, and for "auto" on a
     GPU.
@@ -85,15 +91,7 @@ class TorchTrainer:
             config.compute_dtype == "auto" and device == "cuda"
         )
         self._sequences_at_once = max(1, TOKENS_AT_ONCE // config.sequence_length)
-        matrices, scales = self.model.matrices(), self.model.scales()
-        decays = ((matrices, settings.weight_decay), (scales, 0.0))
-        self._optimizer = torch.optim.AdamW(
-            [{"params": group, "weight_decay": decay} for group, decay in decays],
-            lr=0.0,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.epsilon,
-            fused=True,
-        )
+        self._optimizer = make_optimizer(self.model, settings)
         self._count = 0
 
     def load(self, layers: Mapping[str, Any]) -> None:
@@ -133,6 +131,12 @@ class TorchTrainer:
             losses = [self._loss(*group).item() for group in self._groups(batch)]
         return sum(losses) / _loss_tokens(batch)
 
+    def peak_device(self) -> dict[str, int]:
+        """``peak_device_bytes``, most that tensors have held so far; {} on a CPU."""
+        if self._device == "cpu":
+            return {}
+        return {"peak_device_bytes": torch.cuda.max_memory_allocated()}
+
     def _groups(self, batch: Batch):
         tensors = (torch.from_numpy(array).to(self._device) for array in batch)
         splits = (tensor.split(self._sequences_at_once) for tensor in tensors)
@@ -150,6 +154,20 @@ class TorchTrainer:
         if clip_norm is not None and norm > clip_norm:
             torch._foreach_mul_(gradients, clip_norm / norm)
         return norm.item()
+
+
+def make_optimizer(
+    model: TorchGPT, settings: OptimizerSettings
+) -> torch.optim.Optimizer:
+    """AdamW or LAMB, with decay of matrices and tables only; its rate is set later."""
+    decays = ((model.matrices(), settings.weight_decay), (model.vectors(), 0.0))
+    groups = [{"params": group, "weight_decay": decay} for group, decay in decays]
+    betas = settings.beta1, settings.beta2
+    if settings.name == "lamb":
+        return Lamb(groups, lr=0.0, betas=betas, eps=settings.epsilon)
+    return torch.optim.AdamW(
+        groups, lr=0.0, betas=betas, eps=settings.epsilon, fused=True
+    )
 
 
 def _loss_tokens(batch: Batch) -> int:

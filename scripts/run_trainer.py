@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 
 from models.schedule import learning_rate
-from scripts import signal_at
+from scripts import memory, signal_at
 from swarm_jax.errors import Diverged
 from swarm_jax.launcher import figures, flags, imports
 from swarm_jax.metrics import (
@@ -70,7 +70,7 @@ async def train(args, config) -> int:
     data = open_dataset(config, args.cache_dir)
     metrics = args.workdir / "metrics"
     steps_file = metrics / f"{args.name}.jsonl"
-    steps = MetricsWriter(steps_file)
+    steps = MetricsWriter(steps_file, memory.peak_rss)
     swarm_file = "swarm.jsonl" if args.name == "trainer" else f"swarm-{args.name}.jsonl"
     if args.tensorboard:
         steps = TensorBoardWriter(steps, args.workdir / "tensorboard")

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 from collections.abc import Callable
 
-from scripts import process, signal_at, wiring
+from scripts import memory, process, signal_at, wiring
 from scripts.process import Network
 from scripts.wiring import Device
 from swarm_jax.config import ExperimentConfig
@@ -32,7 +32,8 @@ async def serve(
     """
     node = network.node
     name = args.name or f"stage{args.stage}-{node.peer_id[-6:]}"
-    metrics = MetricsWriter(args.workdir / "metrics" / f"{name}.jsonl")
+    metrics_file = args.workdir / "metrics" / f"{name}.jsonl"
+    metrics = MetricsWriter(metrics_file, memory.peaks)
 
     def counted(step: int, count: int) -> None:
         if args.signal_at is not None:

@@ -3,7 +3,8 @@
     python -m scripts.train_pytorch --config configs/tiny.py --workdir runs/tiny_pytorch
     python -m scripts.train_pytorch --config configs/tiny.py --parity --steps 50
 
-Same initial parameters (converted from JAX's), data order, schedule, AdamW and metrics.
+Same initial parameters (converted from JAX's), data order, optimizer and metrics. The
+main memory that it records is that of the process, in which jax is loaded too.
 With --parity it trains both on the CPU, in the parameters' dtype, on the same batches,
 and says how far apart they come.
 """
@@ -15,8 +16,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
+from scripts.batches import joined, step_batch
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.errors import ConfigError, Diverged
 from swarm_jax.launcher import flags
@@ -42,25 +42,28 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(args: argparse.Namespace, config: ExperimentConfig) -> None:
     """Trains to the end; writes metrics and summary."""
     from models import flops, functional
+    from scripts.memory import peak_rss
 
     workdir = make_workdir(args.workdir or Path(f"runs/{config.run_id}_pytorch"))
     write_run_config(workdir, config)
     data, trainer, _, params = set_up(args, config, args.device)
     trainer.load(functional.to_layers(params, 0))
+    del params
     validation = {m: joined(batches) for m, batches in data.validation_sets().items()}
     run = SingleRun(workdir, steps=config.steps)
     for step in range(1, config.steps + 1):
         result = trainer.step(step_batch(config, data, step - 1))
         if not math.isfinite(result.train_loss):
             raise Diverged(f"step {step}: the loss is {result.train_loss}")
-        record, every = dataclasses.asdict(result), config.validation.every_steps
+        record = dataclasses.asdict(result) | peak_rss() | trainer.peak_device()
+        every = config.validation.every_steps
         if step == config.steps or (every and step % every == 0):
             record |= {m: trainer.mean_loss(batch) for m, batch in validation.items()}
         record["tokens"] = data.step_loss_tokens(step - 1)
         print(run.add_step(**record), flush=True)
-    run.finish(
-        bigram_loss=data.bigram_loss(), parameters=flops.parameter_count(config.model)
-    )
+    size = flops.parameter_count(config.model)
+    memory = peak_rss() | trainer.peak_device()
+    run.finish(bigram_loss=data.bigram_loss(), parameters=size, **memory)
 
 
 def compare(args: argparse.Namespace, config: ExperimentConfig) -> None:
@@ -91,16 +94,6 @@ def set_up(args: argparse.Namespace, config: ExperimentConfig, device: str | Non
     control = wiring.make_control(config)
     trainer = TorchTrainer(config.model, config.optimizer, config.steps, device)
     return data, trainer, control, control[0].init(config.seed)
-
-
-def step_batch(config: ExperimentConfig, data, step: int):
-    """All sequences of a step, counted from 0: inputs_NL, targets_NL."""
-    return joined(data.microbatch(step, i) for i in range(config.microbatches_per_step))
-
-
-def joined(microbatches):
-    pairs = [(microbatch.inputs, microbatch.targets) for microbatch in microbatches]
-    return tuple(map(np.concatenate, zip(*pairs, strict=True)))
 
 
 def torch_device(name: str | None) -> str:

@@ -47,7 +47,7 @@ def train(args, config) -> None:
     import jax
 
     from models import flops, functional
-    from scripts import wiring
+    from scripts import memory, wiring
     from swarm_jax.data.dataset import open_dataset
     from swarm_jax.stage import export, whole_model
 
@@ -78,6 +78,7 @@ def train(args, config) -> None:
             "gradient_norm": done.gradient_norm,
             "learning_rate": learning_rate(done.number - 1),
             "tokens": data.step_loss_tokens(done.number - 1),
+            **memory.peaks(),
         }
         every = config.validation.every_steps
         if done.number == config.steps or (every and done.number % every == 0):
@@ -85,9 +86,8 @@ def train(args, config) -> None:
         print(run.add_step(step=done.number, step_s=done.step_s, **record), flush=True)
     if args.save_parameters is not None:
         export.save_layers(args.save_parameters, functional.to_layers(done.params, 0))
-    run.finish(
-        bigram_loss=data.bigram_loss(), parameters=flops.parameter_count(config.model)
-    )
+    size = flops.parameter_count(config.model)
+    run.finish(bigram_loss=data.bigram_loss(), parameters=size, **memory.peaks())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -55,14 +55,16 @@ class MetricsWriter:
 
     Args:
         path: File to append to; its folder is created.
+        also: Called for each record; what it gives stands in the record too.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, also: Callable[[], dict[str, Any]] = dict):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: TextIO = path.open("a")
+        self._also = also
 
     def write(self, **record: Any) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(record | self._also()) + "\n")
         self._file.flush()
 
     def close(self) -> None:

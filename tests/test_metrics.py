@@ -24,6 +24,19 @@ def test_a_line_that_is_still_being_written_is_left(tmp_path):
     writer.close()
 
 
+def test_what_is_asked_for_at_each_record_stands_in_it(tmp_path):
+    path = tmp_path / "trainer.jsonl"
+    memory = iter([{"peak_rss_bytes": 5}, {"peak_rss_bytes": 7}])
+    writer = MetricsWriter(path, lambda: next(memory))
+    writer.write(step=1)
+    writer.write(step=2)
+    writer.close()
+    assert list(read_records(path)) == [
+        {"step": 1, "peak_rss_bytes": 5},
+        {"step": 2, "peak_rss_bytes": 7},
+    ]
+
+
 def test_a_json_file_is_replaced_whole(tmp_path):
     path = tmp_path / "summary.json"
     write_json(path, {"steps": 1})

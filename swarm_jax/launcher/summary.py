@@ -1,11 +1,13 @@
 """The table at the end of a run, from ``summary.json``."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from swarm_jax.launcher.runs import recorded_memory
 from swarm_jax.metrics import VALIDATION_LOSS, is_validation, write_json
 
 ACTIVATIONS = "activation_bytes_per_token_per_boundary"
@@ -50,12 +52,16 @@ ROWS = (
 
 
 def finish_summary(workdir: Path, wall_s: float) -> dict[str, Any]:
-    """Puts the wall time that the user saw into the trainer's ``summary.json``.
+    """Puts wall time and memory of all processes into the trainer's ``summary.json``.
 
-    The trainer's own is shorter: it does not know of the processes started before it.
+    The trainer's own time is shorter than what the user saw: it does not know of the
+    processes started before it.
     """
     path = workdir / "summary.json"
     summary = json.loads(path.read_text()) | {"wall_s": wall_s}
+    memory = recorded_memory(workdir)
+    if memory is not None:
+        summary |= dataclasses.asdict(memory)
     write_json(path, summary)
     return summary
 

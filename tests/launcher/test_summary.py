@@ -6,6 +6,7 @@ import json
 from rich.console import Console
 
 from swarm_jax.launcher.summary import finish_summary, summary_table
+from swarm_jax.metrics import MetricsWriter
 
 
 def test_wall_time_is_replaced_and_nothing_else(tmp_path):
@@ -14,6 +15,22 @@ def test_wall_time_is_replaced_and_nothing_else(tmp_path):
     summary = finish_summary(tmp_path, 12.5)
     assert summary == {"steps": 5, "wall_s": 12.5, "extra": "kept"}
     assert json.loads(path.read_text()) == summary
+
+
+def test_memory_of_all_processes_is_added(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps({"peak_rss_bytes": 1}))
+    for name, size in (("trainer", 1), ("stage0-0", 5)):
+        writer = MetricsWriter(tmp_path / "metrics" / f"{name}.jsonl")
+        writer.write(step=1, peak_rss_bytes=size)
+        writer.close()
+    assert finish_summary(tmp_path, 2.0) == {
+        "wall_s": 2.0,
+        "processes": 2,
+        "peak_rss_bytes": 5,
+        "total_peak_rss_bytes": 6,
+        "peak_device_bytes": None,
+        "total_peak_device_bytes": None,
+    }
 
 
 def test_bigram_loss_stands_beside_validation_loss_and_absent_rows_are_left_out(

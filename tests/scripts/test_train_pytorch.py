@@ -61,6 +61,7 @@ def test_it_trains_and_writes_the_metrics_of_a_swarm(arguments, tmp_path, capsys
     assert summary["steps"] == 4
     assert summary["validation_loss"] == records[-1]["validation_loss"]
     assert summary["bigram_loss"] > 0 and summary["parameters"] > 0
+    assert summary["peak_rss_bytes"] >= records[-1]["peak_rss_bytes"] > 1e8
     assert "torch" in json.loads((run / "config.json").read_text())["versions"]
     assert "step 4/4" in capsys.readouterr().out
 

@@ -54,6 +54,7 @@ def test_writes_metrics_summary_config_and_parameters(arguments, tmp_path, capsy
         assert record["tokens"] == 4 * 16
         assert record["tokens_per_s"] == pytest.approx(64 / record["step_s"])
         assert 0 < record["gradient_norm"] < 10
+        assert record["peak_rss_bytes"] > 1e8 and "peak_device_bytes" not in record
         assert 4 < record["train_loss"] < 7
 
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -61,6 +62,7 @@ def test_writes_metrics_summary_config_and_parameters(arguments, tmp_path, capsy
     assert summary["final_train_loss"] == records[-1]["train_loss"]
     assert summary["validation_loss"] == records[-1]["validation_loss"]
     assert 0 < summary["bigram_loss"] < 6
+    assert summary["peak_rss_bytes"] >= records[-1]["peak_rss_bytes"]
     steady_s = sum(record["step_s"] for record in records[1:])
     assert summary["tokens_per_s"] == pytest.approx(2 * 64 / steady_s)
 

@@ -1,21 +1,19 @@
-"""PyTorch, written from the formulas, against JAX: loss, gradients, training."""
+"""Training in PyTorch: schedule, decay, clipping, groups, mixed precision."""
 
 import dataclasses
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import optax
 import pytest
 import torch
 
-from models.functional import make_stage, matrix_mask, to_layers
+from models.functional import to_layers
 from models.schedule import learning_rate
-from models.torch_gpt import TorchGPT, gradient_layers, load_layers
-from models.torch_parity import measure_parity, relative_differences
 from models.torch_training import TorchTrainer
 
 SETTINGS = SimpleNamespace(
+    name="adamw",
     schedule="cosine",
     learning_rate=1e-2,
     warmup_steps=3,
@@ -49,35 +47,6 @@ def schedule(steps=STEPS):
     )
 
 
-def make_control(functions):
-    """Plain JAX training with optax, from its own parts."""
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(SETTINGS.clip_norm),
-        optax.adamw(
-            schedule(),
-            b1=SETTINGS.beta1,
-            b2=SETTINGS.beta2,
-            eps=SETTINGS.epsilon,
-            weight_decay=SETTINGS.weight_decay,
-            mask=matrix_mask,
-        ),
-    )
-
-    @jax.jit
-    def step(params, opt_state, inputs_NL, targets_NL):
-        count = (targets_NL >= 0).sum()
-
-        def mean_loss(params):
-            return functions.loss(params, inputs_NL, targets_NL) / count
-
-        loss, gradients = jax.value_and_grad(mean_loss)(params)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        norm = optax.tree.norm(gradients)
-        return optax.apply_updates(params, updates), opt_state, loss, norm
-
-    return optimizer.init, step
-
-
 def make_batches(config, count=STEPS):
     shape = (4, config.sequence_length)
     generator = np.random.default_rng(0)
@@ -85,67 +54,6 @@ def make_batches(config, count=STEPS):
         inputs, targets = generator.integers(0, config.vocab_size, (2, *shape))
         targets[generator.random(shape) < 0.2] = -1
         yield inputs.astype(np.int32), targets.astype(np.int32)
-
-
-def parameter_layers(model):
-    """Parameters by layer, by the way of gradients."""
-    for parameter in model.parameters():
-        parameter.grad = parameter.detach().clone()
-    return gradient_layers(model)
-
-
-@pytest.mark.parametrize("feed_forward", ["gelu", "geglu"])
-def test_loss_and_gradients(config, params, tokens_BL, targets_BL, feed_forward):
-    config = dataclasses.replace(config, feed_forward=feed_forward)
-    if feed_forward == "gelu":
-        ungated = params["blocks"]["feed_forward"].copy()
-        del ungated["gate"]
-        params = params | {"blocks": params["blocks"] | {"feed_forward": ungated}}
-    functions = make_stage(config, 0, 5)
-    model = TorchGPT(config)
-    load_layers(model, to_layers(params, 0))
-    loss = model.loss(torch.from_numpy(tokens_BL), torch.from_numpy(targets_BL))
-    loss.backward()
-    expected_loss, expected = jax.jit(jax.value_and_grad(functions.loss))(
-        params, tokens_BL, targets_BL
-    )
-    assert loss.item() == pytest.approx(float(expected_loss), rel=1e-6)
-    differences = relative_differences(to_layers(expected, 0), gradient_layers(model))
-    assert len(differences) == len(list(model.parameters()))
-    assert max(differences.values()) < 1e-5
-
-
-def test_layers_load_into_pytorch_and_come_back(config, layers):
-    model = TorchGPT(config)
-    load_layers(model, layers)
-    jax.tree.map(np.testing.assert_array_equal, parameter_layers(model), layers)
-
-
-def test_training_stays_together(config, whole, params):
-    trainer = make_trainer(config)
-    parity = measure_parity(
-        whole,
-        *make_control(whole),
-        params,
-        trainer,
-        make_batches(config),
-        microbatch_size=2,
-    )
-    assert parity.max_loss_diff < 1e-4
-    assert parity.max_grad_diff < 1e-5
-    assert len(parity.jax_losses) == len(parity.pytorch_losses) == STEPS
-    assert np.ptp(parity.jax_losses) > 0.01
-    assert "max_grad_diff" in parity.describe()
-
-
-def test_parity_sees_a_wrong_gradient(layers):
-    wrong = jax.tree.map(np.array, layers)
-    kernel = wrong["layers.3"]["feed_forward"]["input"]["kernel"]
-    kernel[2, 3] += 0.5 * np.abs(kernel).max()
-    differences = relative_differences(layers, wrong)
-    worst = differences.pop("layers.3.feed_forward.input.kernel")
-    assert worst == pytest.approx(0.5)
-    assert not any(differences.values())
 
 
 def test_schedule_is_that_of_optax():
