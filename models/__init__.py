@@ -7,6 +7,7 @@ layers.py      initial values, norms, matrices
 attention.py   causal self-attention as an NNX module
 boundary.py    the layers between stages
 gpt.py         decoder-only Transformer: embedding, block, head
+segments.py    a run over some of the stacked blocks
 pure.py        a module as pure functions
 functional.py  the model as pure functions of plain pytrees, stage by stage
 schedule.py    the learning rate of a step, as a number

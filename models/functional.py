@@ -31,6 +31,7 @@ from models.config import GPTConfig
 from models.gpt import Block, Embedding, Head
 from models.numerics import make_numerics, resolve_dtype
 from models.pure import Pure
+from models.segments import run_rows
 
 Params = dict[str, Any]
 
@@ -134,13 +135,10 @@ def make_stage(config: GPTConfig, first_layer: int, num_layers: int) -> StageFun
         for start, stop in itertools.pairwise((0, *interior, num_layers)):
             if start in expanded:
                 x_BLD = expand.apply(params["expand"][str(start)], x_BLD)
-            x_BLD = segment(start, stop, params["blocks"], x_BLD)
+            x_BLD = run_rows(run, (start, stop), params["blocks"], x_BLD)
             if stop in compressed:
                 x_BLD = compress.apply(params["compress"][str(stop)], x_BLD)
         return x_BLD
-
-    def segment(start: int, stop: int, blocks: Params, x_BLD: jax.Array) -> jax.Array:
-        return run(jax.tree.map(lambda leaf: leaf[start:stop], blocks), x_BLD)
 
     def apply(params: Params, x: jax.Array) -> jax.Array:
         assert not is_last, "the last stage has a loss, not an output"

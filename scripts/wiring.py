@@ -15,7 +15,7 @@ from scripts.stages import stage_layers
 from swarm_jax.config import ExperimentConfig, to_dict
 from swarm_jax.stage.ahead import compile_ahead
 from swarm_jax.stage.checkpoints import CheckpointFolder
-from swarm_jax.stage.codec import make_codec
+from swarm_jax.stage.codec import Codec, make_codec
 from swarm_jax.stage.compute import StageCompute
 from swarm_jax.stage.export import save_layers
 from swarm_jax.stage.inline import InlineCompute
@@ -45,27 +45,42 @@ def make_functions(config: ExperimentConfig, stage: int) -> functional.StageFunc
 def make_programs(config: ExperimentConfig, stage: int) -> StagePrograms:
     """The jitted programs of a stage; all peers in a process share them.
 
-    So do body stages of one size: no program knows where its layers are.
+    So do body stages of one size with boundary layers at the same places: no program
+    knows where its layers are.
     """
     model, swarm = config.model, config.swarm
     functions = make_functions(config, stage)
-    num_layers = stage_layers(config)[stage].num_layers
-    place = functions.is_first, functions.is_last, num_layers
+    first_layer, num_layers = stage_layers(config)[stage]
+    boundaries = functional.boundaries_of(model, first_layer, num_layers)
+    place = functions.is_first, functions.is_last, num_layers, boundaries
     arrays = swarm.wire, swarm.microbatch_size
     parts = to_dict(model), to_dict(config.optimizer), config.steps, place, arrays
     key = json.dumps(parts, sort_keys=True)
     if key not in _programs:
-        tokens_shape = swarm.microbatch_size, model.sequence_length
-        dtype = functional.resolve_dtype(model).name
         _programs[key] = make_stage_programs(
             functions,
             functools.partial(functional.cast_params, model),
-            make_codec(swarm.wire, (*tokens_shape, model.model_dim), dtype),
             _optimizer(config, functions),
-            tokens_shape=tokens_shape,
+            input_codec=_boundary_codec(config, stage),
+            output_codec=_boundary_codec(config, stage + 1),
+            tokens_shape=(swarm.microbatch_size, model.sequence_length),
             clip_norm=config.optimizer.clip_norm,
         )
     return _programs[key]
+
+
+def _boundary_codec(config: ExperimentConfig, stage: int) -> Codec | None:
+    """Of the boundary before ``stage``; None where no other stage is before it.
+
+    ``stage`` may be the number of stages: what would come after the last one.
+    """
+    if stage in (0, config.swarm.num_stages):
+        return None
+    model = config.model
+    width = model.width_after(stage_layers(config)[stage].first_layer)
+    shape_BLD = config.swarm.microbatch_size, model.sequence_length, width
+    dtype = functional.resolve_dtype(model).name
+    return make_codec(config.swarm.wire, shape_BLD, dtype)
 
 
 def make_compute(

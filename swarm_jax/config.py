@@ -17,7 +17,8 @@ from typing import Any
 
 from swarm_jax.errors import ConfigError
 
-OPTIMIZERS = ("adamw",)
+OPTIMIZERS = ("adamw", "lamb", "adam")
+SCHEDULES = ("cosine", "linear", "constant")
 WIRES = ("float32", "bfloat16", "float64")
 ON_NONFINITE = ("stop", "skip_step")
 TOKENIZERS = ("bytes", "bpe")
@@ -26,15 +27,17 @@ REBALANCING = ("gain", "queue", "off")
 
 @dataclass(kw_only=True, slots=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up, cosine decay and clipping over all stages.
+    """Optimizer with linear warm-up, and clipping over all stages.
 
     Attributes:
-        name: "adamw" (Loshchilov & Hutter 2019).
+        name: "adamw" (Loshchilov & Hutter 2019), "lamb" (You et al. 2020) or "adam".
         learning_rate: Peak, reached after ``warmup_steps``.
         warmup_steps: Linear from 0.
-        final_learning_rate: End of the cosine, at the experiment's last step.
+        schedule: What follows: "cosine", "linear", or "constant" at the peak.
+        final_learning_rate: At the experiment's last step, unless it is constant.
         beta1, beta2, epsilon: As in Adam (Kingma & Ba 2015, algorithm 1).
-        weight_decay: Decoupled; applied to matrices only, not to norm scales.
+        weight_decay: Decoupled; applied to matrices and the embedding's tables, not to
+            norms and biases. Adam has none.
         clip_norm: Global norm, over all stages, above which gradients are scaled down;
             None for no clipping.
     """
@@ -42,6 +45,7 @@ class OptimizerConfig:
     name: str = "adamw"
     learning_rate: float = 1e-3
     warmup_steps: int = 20
+    schedule: str = "cosine"
     final_learning_rate: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.95
@@ -51,8 +55,26 @@ class OptimizerConfig:
 
     def __post_init__(self):
         _one_of("optimizer.name", self.name, OPTIMIZERS)
-        _at_least("optimizer.learning_rate", self.learning_rate, 0)
-        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        _one_of("optimizer.schedule", self.schedule, SCHEDULES)
+        for name in (
+            "learning_rate",
+            "warmup_steps",
+            "final_learning_rate",
+            "weight_decay",
+        ):
+            _at_least(f"optimizer.{name}", getattr(self, name), 0)
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"optimizer.{name}={getattr(self, name)}: use a number from 0 to "
+                    "below 1"
+                )
+        _positive("optimizer.epsilon", self.epsilon)
+        if self.name == "adam" and self.weight_decay:
+            raise ConfigError(
+                f"optimizer.weight_decay={self.weight_decay}: 'adam' has none; use 0, "
+                "or optimizer.name='adamw'"
+            )
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ConfigError(
                 f"optimizer.clip_norm={self.clip_norm}: use a positive number, or None "

@@ -1,7 +1,8 @@
 """A stage's state by layer, under names that do not depend on the partition.
 
 The parameters have the top level "embed", "blocks" (stacked over the stage's blocks on
-axis 0) and "head"; an optimizer's state has subtrees like them. So an array belongs to
+axis 0), "head", and "compress" and "expand", whose keys tell how many of the stage's
+blocks come before; an optimizer's state has subtrees like them. So an array belongs to
 the layer that its key path names; what names none, an update count, is shared by all.
 """
 
@@ -17,6 +18,7 @@ Arrays = dict[str, np.ndarray]
 Layers = dict[str, Arrays]
 
 EMBED, BLOCKS, HEAD = "embed", "blocks", "head"
+COMPRESS, EXPAND = "compress", "expand"
 
 
 class LayeredState:
@@ -27,12 +29,13 @@ class LayeredState:
         first_layer: The first of the stage's blocks, counted over the whole model.
 
     Attributes:
-        names: Its layers in order: "embed", "layers.0", ..., "head".
+        names: Its layers in order: "embed", "layers.0", ..., "head"; "compress.3" and
+            "expand.3" are between "layers.2" and "layers.3".
     """
 
     def __init__(self, state: Any, first_layer: int):
         leaves = jax.tree.leaves_with_path(state)
-        self._places = [_place(path) for path, _ in leaves]
+        self._places = [_place(path, first_layer) for path, _ in leaves]
         stacked = {
             leaf.shape[:1]
             for (_, leaf), place in zip(leaves, self._places, strict=True)
@@ -41,12 +44,8 @@ class LayeredState:
         assert len(stacked) == 1, f"blocks are stacked on axis 0: {stacked}"
         ((num_layers,),) = stacked
         self._blocks = [f"layers.{first_layer + index}" for index in range(num_layers)]
-        parts = {place.part for place in self._places}
-        self.names = (
-            *([EMBED] if EMBED in parts else []),
-            *self._blocks,
-            *([HEAD] if HEAD in parts else []),
-        )
+        parts = {place.part for place in self._places} - {None, BLOCKS}
+        self.names = tuple(sorted({*parts, *self._blocks}, key=_order))
 
     def split(self, leaves: Sequence[np.ndarray]) -> tuple[Layers, Arrays]:
         """The state by layer, and what belongs to no layer. Nothing is copied.
@@ -111,16 +110,28 @@ def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Place(NamedTuple):
-    """Where a leaf belongs: a part of the parameters' top level, or None."""
+    """Where a leaf belongs: a layer by name, ``BLOCKS``, or None."""
 
     part: str | None
     name: str
 
 
-def _place(path: tuple[Any, ...]) -> _Place:
+def _place(path: tuple[Any, ...], first_layer: int) -> _Place:
     state, *keys = (jax.tree_util.keystr((key,), simple=True) for key in path)
     root = ("params", "opt_state")[int(state)]
-    at = next((i for i, key in enumerate(keys) if key in (EMBED, BLOCKS, HEAD)), None)
+    parts = EMBED, BLOCKS, HEAD, COMPRESS, EXPAND
+    at = next((i for i, key in enumerate(keys) if key in parts), None)
     if at is None:
         return _Place(None, "/".join((root, *keys)))
-    return _Place(keys[at], "/".join((root, *keys[:at], *keys[at + 1 :])))
+    part, above, below = keys[at], keys[:at], keys[at + 1 :]
+    if part in (COMPRESS, EXPAND):
+        part = f"{part}.{first_layer + int(below.pop(0))}"
+    return _Place(part, "/".join((root, *above, *below)))
+
+
+def _order(name: str) -> tuple[float, int]:
+    """Sorts layers as a microbatch meets them."""
+    if name in (EMBED, HEAD):
+        return (-1, 0) if name == EMBED else (float("inf"), 0)
+    kind, number = name.split(".")
+    return int(number), (COMPRESS, EXPAND, "layers").index(kind)

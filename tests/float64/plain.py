@@ -40,9 +40,9 @@ def make_config(layers_per_stage) -> ExperimentConfig:
     return config.check()
 
 
-def train_plainly():
+def train_plainly(config=None):
     """Losses and final parameters by layer of plain training."""
-    config = make_config((LAYERS,))
+    config = config or make_config((LAYERS,))
     data = RandomTokens(config)
     functions, init_optimizer, step = make_control(config)
     params = functions.init(config.seed)

@@ -21,9 +21,38 @@ CONFIG = GPTConfig(
 )
 
 
-@pytest.mark.parametrize("feed_forward", ["gelu", "geglu"])
-def test_gradients_are_those_of_finite_differences(feed_forward):
-    config = dataclasses.replace(CONFIG, feed_forward=feed_forward)
+CHOICES = {
+    "gelu": {},
+    "geglu": {"feed_forward": "geglu"},
+    "bottleneck": {
+        "norm": "layer",
+        "biases": True,
+        "boundaries": (1,),
+        "boundary": "bottleneck",
+        "boundary_factor": 2,
+        "block_repeats": 2,
+        "positions": "learned",
+        "tied_head": True,
+    },
+    "maxout": {
+        "feed_forward": "swiglu",
+        "num_kv_heads": 1,
+        "boundaries": (1,),
+        "boundary": "maxout",
+        "boundary_factor": 2,
+        "positions": "sinusoidal",
+        "embedding_dim": 4,
+        "embedding_norm": True,
+        "head": "factorised",
+        "head_bias": True,
+        "vocab_multiple": 8,
+    },
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_gradients_are_those_of_finite_differences(choice):
+    config = dataclasses.replace(CONFIG, **CHOICES[choice])
     functions = make_stage(config, 0, 2)
     tokens, targets = np.random.default_rng(0).integers(0, 11, (2, 2, 6))
     targets[0, :3] = -1

@@ -16,6 +16,7 @@ from models.torch_parity import measure_parity, relative_differences
 from models.torch_training import TorchTrainer
 
 SETTINGS = SimpleNamespace(
+    schedule="cosine",
     learning_rate=1e-2,
     warmup_steps=3,
     final_learning_rate=1e-3,

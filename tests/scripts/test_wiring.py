@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from models.config import GPTConfig
-from scripts.wiring import make_compute
+from scripts.wiring import make_compute, make_programs
 from swarm_jax.config import ExperimentConfig
 
 
@@ -23,3 +23,30 @@ def test_replicas_begin_alike_but_no_two_stages_or_seeds():
     assert ours.tobytes() == initial(seed=0, stage=1).tobytes()
     assert not np.array_equal(ours, initial(seed=1, stage=1))
     assert not np.array_equal(ours, initial(seed=0, stage=2))
+
+
+def test_body_stages_that_are_cut_at_each_boundary_share_their_programs():
+    model = GPTConfig(
+        num_layers=8,
+        model_dim=8,
+        num_heads=2,
+        ffn_dim=16,
+        sequence_length=4,
+        boundaries=(2, 4, 6),
+        boundary="maxout",
+        boundary_factor=4,
+    )
+    config = ExperimentConfig(run_id="test", steps=1, model=model)
+    config.swarm.num_stages = 4
+    config.swarm.microbatch_size = 3
+    first, body, other, last = (make_programs(config, stage) for stage in range(4))
+    assert body is other
+    narrow = (("float32", (3, 4, 2)),)
+    assert first.gradient_specs == body.input_specs == last.input_specs == narrow
+    config.swarm.layers_per_stage = (1, 2, 2, 3)
+    first, body, other, last = (make_programs(config, stage) for stage in range(4))
+    assert body is other
+    assert body.input_specs == body.gradient_specs == (("float32", (3, 4, 8)),)
+    config.swarm.layers_per_stage = (2, 2, 1, 3)
+    _, body, other, _ = (make_programs(config, stage) for stage in range(4))
+    assert body is not other

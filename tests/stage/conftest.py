@@ -83,11 +83,14 @@ def cast_to(dtype, params):
 
 @functools.cache
 def make_programs(dtype, first_layer, num_layers):
+    stage = ToyStage(first_layer, num_layers)
+    codec = make_codec(dtype, (*TOKENS_SHAPE, MODEL_DIM), dtype)
     return make_stage_programs(
-        ToyStage(first_layer, num_layers),
+        stage,
         functools.partial(cast_to, dtype),
-        make_codec(dtype, (*TOKENS_SHAPE, MODEL_DIM), dtype),
         optax.adamw(1e-2),
+        input_codec=None if stage.is_first else codec,
+        output_codec=None if stage.is_last else codec,
         tokens_shape=TOKENS_SHAPE,
         clip_norm=0.5,
     )

@@ -1,5 +1,6 @@
 """States by layer: names, and every partition onto every other one."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -25,6 +26,12 @@ CONFIG = GPTConfig(
     vocab_size=11,
     sequence_length=5,
 )
+MODELS = {
+    "plain": CONFIG,
+    "boundaries": dataclasses.replace(
+        CONFIG, boundaries=(1, 3), boundary="bottleneck", boundary_factor=2
+    ),
+}
 PARTITIONS = [
     tuple(np.diff((0, *cuts, 4)).tolist())
     for count in range(4)
@@ -45,8 +52,8 @@ OPTIMIZERS = {
 
 
 @functools.cache
-def structure_of(first_layer, num_layers, optimizer):
-    stage = make_stage(CONFIG, first_layer, num_layers)
+def structure_of(first_layer, num_layers, optimizer, model="plain"):
+    stage = make_stage(MODELS[model], first_layer, num_layers)
 
     def init():
         params = stage.init(0)
@@ -55,10 +62,10 @@ def structure_of(first_layer, num_layers, optimizer):
     return jax.eval_shape(init)
 
 
-def layered_stages(partition, optimizer):
+def layered_stages(partition, optimizer, model="plain"):
     firsts = np.cumsum((0, *partition[:-1])).tolist()
     return [
-        LayeredState(structure_of(first, count, optimizer), first)
+        LayeredState(structure_of(first, count, optimizer, model), first)
         for first, count in zip(firsts, partition, strict=True)
     ]
 
@@ -85,14 +92,19 @@ def test_splitting_and_joining_gives_the_same_bytes(optimizer):
     assert as_bytes(layered.join(*layered.split(leaves))) == as_bytes(leaves)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_every_partition_is_restored_onto_every_other(optimizer):
-    structure = structure_of(0, 4, optimizer)
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [*(("plain", name) for name in OPTIMIZERS), ("boundaries", "masked")],
+)
+def test_every_partition_is_restored_onto_every_other(model, name):
+    """Also one that is cut at a boundary layer onto one that is not."""
+    optimizer = OPTIMIZERS[name]
+    structure = structure_of(0, 4, optimizer, model)
     layers, shared = LayeredState(structure, 0).split(random_leaves(structure))
     by_partition = {
         partition: [
             (stage, stage.join({name: layers[name] for name in stage.names}, shared))
-            for stage in layered_stages(partition, optimizer)
+            for stage in layered_stages(partition, optimizer, model)
         ]
         for partition in PARTITIONS
     }
@@ -108,15 +120,16 @@ def test_every_partition_is_restored_onto_every_other(optimizer):
             assert as_bytes(stage.join(mine, counts)) == as_bytes(leaves)
 
 
-def test_partitions_on_disk_are_restored_onto_others(tmp_path):
+@pytest.mark.parametrize("model", MODELS)
+def test_partitions_on_disk_are_restored_onto_others(tmp_path, model):
     partitions = (4,), (1, 3), (2, 1, 1), (1, 1, 1, 1)
     optimizer = OPTIMIZERS["adamw"]
-    structure = structure_of(0, 4, optimizer)
+    structure = structure_of(0, 4, optimizer, model)
     layers, shared = LayeredState(structure, 0).split(random_leaves(structure))
     for partition in partitions:
         folder = CheckpointFolder(tmp_path / str(partition), model_fingerprint="ours")
         digests = {}
-        for stage, layered in enumerate(layered_stages(partition, optimizer)):
+        for stage, layered in enumerate(layered_stages(partition, optimizer, model)):
             leaves = layered.join({n: layers[n] for n in layered.names}, shared)
             saved = Saved(5, 0, f"stage {stage}", (4, 0.5))
             digests[stage] = folder.save(
@@ -124,7 +137,7 @@ def test_partitions_on_disk_are_restored_onto_others(tmp_path):
             )
         folder.complete(5, 0, digests, config={}, summary={})
         for target in partitions:
-            for layered in layered_stages(target, optimizer):
+            for layered in layered_stages(target, optimizer, model):
                 saved, *arrays = folder.load(5, layered.names)
                 mine = {name: layers[name] for name in layered.names}
                 expected = layered.join(mine, shared)
@@ -147,8 +160,23 @@ def test_layers_and_arrays_have_names_that_tell_no_partition():
     assert list(shared) == ["opt_state/0/count"]
 
 
-def test_parameters_are_those_of_the_models_layers():
-    stage = make_stage(CONFIG, 1, 3)
+def test_boundary_layers_are_named_by_their_place_in_the_model():
+    first, body, last = layered_stages((1, 1, 2), OPTIMIZERS["adamw"], "boundaries")
+    assert first.names == ("embed", "layers.0", "compress.1")
+    assert body.names == ("expand.1", "layers.1")
+    assert last.names == ("layers.2", "compress.3", "expand.3", "layers.3", "head")
+    structure = structure_of(2, 2, OPTIMIZERS["adamw"], "boundaries")
+    layers, _ = last.split(random_leaves(structure))
+    assert sorted(layers["expand.3"]) == [
+        f"{state}/output/{leaf}"
+        for state in ("opt_state/0/mu", "opt_state/0/nu", "params")
+        for leaf in ("bias", "kernel")
+    ]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_parameters_are_those_of_the_models_layers(model):
+    stage = make_stage(MODELS[model], 1, 3)
     params = stage.init(7)
     optimizer = OPTIMIZERS["adamw"]
     layered = LayeredState((params, optimizer.init(params)), 1)
