@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="FILE",
         help="write the final parameters by layer (.npz)",
     )
+    flags.add_start(parser)
     flags.add_device(parser)
     flags.add_cache_dir(parser)
     flags.add_die_with_parent(parser)
@@ -36,8 +37,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(args, config) -> None:
     """Trains to the end; writes metrics, summary and parameters."""
-    import jax
-
     from models import flops, functional
     from scripts import wiring
     from swarm_jax.data.dataset import open_dataset
@@ -46,7 +45,7 @@ def train(args, config) -> None:
     wiring.prepare_jax(config)
     data = open_dataset(config, args.cache_dir)
     functions, init_optimizer, step = wiring.make_control(config)
-    params = jax.jit(lambda: functions.init(config.seed))()
+    params = wiring.initial_params(config, args.checkpoint_dir)
     held_out = range(config.validation.sequences // config.swarm.microbatch_size)
     validate = whole_model.make_validation(
         functions.loss, [data.validation_microbatch(index) for index in held_out]

@@ -6,6 +6,7 @@
     local_tfds.py documents as a TFDS dataset in a folder
     cache.py      builds that dataset and its token streams, whole or not at all
     tokenizer.py  bytes, or byte-level BPE trained on the training split
+    text.py       text of ids
     bigram.py     loss of a bigram model: what a language model has to beat
 
 A corpus is read once, split by document and kept in a cache folder as a TFDS dataset

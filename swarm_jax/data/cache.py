@@ -39,7 +39,12 @@ from swarm_jax.data.local_tfds import (
     read_tfds,
     write_tfds,
 )
-from swarm_jax.data.tokenizer import ByteTokenizer, Tokenizer, train_bpe
+from swarm_jax.data.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    Tokenizer,
+    train_bpe,
+)
 from swarm_jax.errors import ConfigError
 
 FORMAT = 1
@@ -84,6 +89,19 @@ def cached_tokens(
         for split, count in manifest.num_tokens.items()
     }
     return manifest, tokens
+
+
+def cached_tokenizer(config: DataConfig, cache_dir: Path) -> Tokenizer:
+    """The tokenizer of the data; the cache entry is built first if it is not there.
+
+    Raises:
+        ConfigError: The corpus cannot be read or divided.
+    """
+    if config.tokenizer == "bytes":
+        return ByteTokenizer()
+    cached_tokens(config, cache_dir)
+    folder = cache_dir / _key(config, open_corpus(config))
+    return BPETokenizer((folder / "tokenizer.json").read_text())
 
 
 def _key(config: DataConfig, corpus: Corpus) -> str:
