@@ -10,7 +10,15 @@ gpt.py         decoder-only Transformer: embedding, block, head
 segments.py    a run over some of the stacked blocks
 pure.py        a module as pure functions
 functional.py  the model as pure functions of plain pytrees, stage by stage
+decoding.py    the model one token after another, with a cache
+generation.py  which token comes next
 schedule.py    the learning rate of a step, as a number
+
+Models of others; nothing here needs transformers:
+
+hugging_face.py         where tensors are in layouts of Llama and GPT-2
+hugging_face_config.py  which models those layouts hold
+safetensors_files.py    reads and writes the files
 
 An implementation in PyTorch, to compare with; nothing else needs torch:
 

@@ -16,11 +16,17 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from models.config import GPTConfig
-from models.layers import Matrix, recomputed, residual_scale
+from models.layers import Matrix, recomputed, residual_scale, rows_from
 from models.numerics import Numerics
 
 
-def rotate(x_BLHK: jax.Array, base: float, dtype: DTypeLike) -> jax.Array:
+def rotate(
+    x_BLHK: jax.Array,
+    base: float,
+    dtype: DTypeLike,
+    start: jax.Array | None = None,
+    limit: int | None = None,
+) -> jax.Array:
     """Rotary positions (Su et al. 2021, eq. 34), pairing component i with i + K/2.
 
     The angles are constants, made in float64: in float32 a position of some thousands
@@ -30,12 +36,16 @@ def rotate(x_BLHK: jax.Array, base: float, dtype: DTypeLike) -> jax.Array:
         x_BLHK: Queries or keys.
         base: Base of the frequencies.
         dtype: dtype of the rotation; the result has that of ``x_BLHK``.
+        start: Position of the first of them; None: 0.
+        limit: With ``start``: no position reaches it.
     """
     length, size = x_BLHK.shape[1], x_BLHK.shape[3]
     frequencies_K = base ** (-np.arange(0, size, 2) / size)
-    angles_LK = np.arange(length)[:, None] * frequencies_K
-    cos = jnp.asarray(np.cos(angles_LK)[None, :, None], dtype)
-    sin = jnp.asarray(np.sin(angles_LK)[None, :, None], dtype)
+    angles_LK = np.arange(limit or length)[:, None] * frequencies_K
+    cos, sin = (
+        rows_from(jnp.asarray(wave(angles_LK), dtype), start, length)[None, :, None]
+        for wave in (np.cos, np.sin)
+    )
     left, right = jnp.split(x_BLHK.astype(dtype), 2, axis=-1)
     rotated = (left * cos - right * sin, left * sin + right * cos)
     return jnp.concatenate(rotated, axis=-1).astype(x_BLHK.dtype)
@@ -91,14 +101,24 @@ class Attention(nnx.Module):
         )
         self.splits = config.num_heads, config.num_heads + config.kv_heads
         self.head_dim = config.head_dim
+        self.sequence_length = config.sequence_length
         self.rope_base = config.rope_base if config.positions == "rotary" else None
         self.numerics = numerics
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        mixed_BLHK = attend(*self.heads(x_BLD), self.numerics)
+        return self.output(mixed_BLHK.reshape(x_BLD.shape))
+
+    def heads(self, x_BLD: jax.Array, start: jax.Array | None = None):
+        """Returns q_BLHK, k_BLHK, v_BLHK.
+
+        Args:
+            start: Position of the first of them in the sequence; None: 0.
+        """
         heads_BLHK = self.qkv(x_BLD).reshape(*x_BLD.shape[:2], -1, self.head_dim)
         q_BLHK, k_BLHK, v_BLHK = jnp.split(heads_BLHK, self.splits, axis=2)
         if self.rope_base is not None:
-            q_BLHK = rotate(q_BLHK, self.rope_base, self.numerics.parameter)
-            k_BLHK = rotate(k_BLHK, self.rope_base, self.numerics.parameter)
-        mixed_BLHK = attend(q_BLHK, k_BLHK, v_BLHK, self.numerics)
-        return self.output(mixed_BLHK.reshape(x_BLD.shape))
+            limit = None if start is None else self.sequence_length
+            place = self.rope_base, self.numerics.parameter, start, limit
+            q_BLHK, k_BLHK = rotate(q_BLHK, *place), rotate(k_BLHK, *place)
+        return q_BLHK, k_BLHK, v_BLHK

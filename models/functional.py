@@ -49,6 +49,8 @@ class StageFunctions:
             slower operation by operation.
         apply: ``(params, x_BLD) -> y_BLD`` in the compute dtype; the first stage takes
             int32 ``tokens_BL``. Not for the last stage.
+        logits: ``(params, x_BLD) -> logits_BLV`` in the parameter dtype. Only for the
+            last stage, like the loss.
         loss: ``(params, x_BLD, targets_BL) -> ()``: the sum of the cross entropy over
             the targets that are not negative, in the parameter dtype. Only for the
             last stage; it takes ``tokens_BL`` when it is also the first.
@@ -58,6 +60,7 @@ class StageFunctions:
 
     init: Callable[[int], Params]
     apply: Callable[[Params, jax.Array], jax.Array]
+    logits: Callable[[Params, jax.Array], jax.Array]
     loss: Callable[[Params, jax.Array, jax.Array], jax.Array]
     is_first: bool
     is_last: bool
@@ -144,13 +147,15 @@ def make_stage(config: GPTConfig, first_layer: int, num_layers: int) -> StageFun
         assert not is_last, "the last stage has a loss, not an output"
         return trunk(params, x)
 
-    def loss(params: Params, x: jax.Array, targets_BL: jax.Array) -> jax.Array:
-        assert is_last, "only the last stage has a loss"
+    def logits(params: Params, x: jax.Array) -> jax.Array:
+        assert is_last, "only the last stage has logits and a loss"
         table = [params["embed"]["embedding"]] if config.tied_head else []
-        logits_BLV = head.apply(params["head"], trunk(params, x), *table)
-        return cross_entropy(logits_BLV, targets_BL)
+        return head.apply(params["head"], trunk(params, x), *table)
 
-    return StageFunctions(jax.jit(init), apply, loss, is_first, is_last)
+    def loss(params: Params, x: jax.Array, targets_BL: jax.Array) -> jax.Array:
+        return cross_entropy(logits(params, x), targets_BL)
+
+    return StageFunctions(jax.jit(init), apply, logits, loss, is_first, is_last)
 
 
 def boundaries_of(

@@ -21,6 +21,7 @@ from models.layers import (
     make_norm,
     recomputed,
     residual_scale,
+    rows_from,
     uniform,
     wide_product,
 )
@@ -50,12 +51,19 @@ class Embedding(nnx.Module):
             sizes = config.table_dim, config.model_dim
             self.projection = Matrix(*sizes, numerics, rngs, bias=config.biases)
         self.vocab_size = config.vocab_size
+        self.sequence_length = config.sequence_length
         self.scale = config.embedding_scale
         self.kind = config.positions
         self.numerics = numerics
 
-    def __call__(self, tokens_BL: jax.Array) -> jax.Array:
-        """Returns x_BLD; a token outside the vocabulary gives NaN, not a neighbour."""
+    def __call__(
+        self, tokens_BL: jax.Array, start: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns x_BLD; a token outside the vocabulary gives NaN, not a neighbour.
+
+        Args:
+            start: Position of the first of them in the sequence; None: 0.
+        """
         table_VE, length = jnp.asarray(self.embedding[...]), tokens_BL.shape[1]
         # A token of the padding is as far outside as one behind the padding.
         known = tokens_BL < self.vocab_size
@@ -64,10 +72,11 @@ class Embedding(nnx.Module):
         if self.scale != 1:
             x_BLE *= self.scale
         if self.kind == "learned":
-            x_BLE += jnp.asarray(self.positions[...])[None, :length]
+            x_BLE += rows_from(jnp.asarray(self.positions[...]), start, length)[None]
         if self.kind == "sinusoidal":
-            waves_LE = sinusoids(length, x_BLE.shape[2])
-            x_BLE += jnp.asarray(waves_LE[None], x_BLE.dtype)
+            limit = length if start is None else self.sequence_length
+            waves_LE = jnp.asarray(sinusoids(limit, x_BLE.shape[2]), x_BLE.dtype)
+            x_BLE += rows_from(waves_LE, start, length)[None]
         if self.normed:
             x_BLE = self.norm(x_BLE)
         x_BLE = x_BLE.astype(self.numerics.compute)

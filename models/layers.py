@@ -56,6 +56,13 @@ def recomputed(function: Callable, **options) -> Callable:
     return jax.checkpoint(function, prevent_cse=False, **options)
 
 
+def rows_from(table_LD: jax.Array, start: jax.Array | None, length: int) -> jax.Array:
+    """Rows of a table of positions, from ``start`` on; None: from the first."""
+    if start is None:
+        return table_LD[:length]
+    return jax.lax.dynamic_slice_in_dim(table_LD, start, length)
+
+
 class _Norm:
     """A norm in the parameter dtype, with its result in the compute dtype."""
 

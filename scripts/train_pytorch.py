@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--parity", action="store_true", help="compare with JAX instead")
     add("--steps", type=int, default=50, help="steps to compare (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="where the comparison goes")
+    flags.add_start(parser)
     flags.add_device(parser)
     flags.add_cache_dir(parser)
     args = parser.parse_args(argv)
@@ -93,7 +94,7 @@ def set_up(args: argparse.Namespace, config: ExperimentConfig, device: str | Non
     data = open_dataset(config, args.cache_dir)
     control = wiring.make_control(config)
     trainer = TorchTrainer(config.model, config.optimizer, config.steps, device)
-    return data, trainer, control, control[0].init(config.seed)
+    return data, trainer, control, wiring.initial_params(config, args.checkpoint_dir)
 
 
 def torch_device(name: str | None) -> str:

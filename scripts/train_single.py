@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="cut the model as swarm.num_stages says, and encode what crosses a cut as "
         "swarm.wire and swarm.gradient_wire say",
     )
+    flags.add_start(parser)
     flags.add_device(parser)
     flags.add_cache_dir(parser)
     flags.add_die_with_parent(parser)
@@ -44,8 +45,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(args, config) -> None:
     """Trains to the end; writes metrics, summary and parameters."""
-    import jax
-
     from models import flops, functional
     from scripts import memory, wiring
     from swarm_jax.data.dataset import open_dataset
@@ -56,7 +55,7 @@ def train(args, config) -> None:
     functions, init_optimizer, step = wiring.make_control(
         config, simulate_wire=args.simulate_wire
     )
-    params = jax.jit(lambda: functions.init(config.seed))()
+    params = wiring.initial_params(config, args.checkpoint_dir)
     validate = {
         metric: whole_model.make_validation(functions.loss, batches)
         for metric, batches in data.validation_sets().items()

@@ -12,8 +12,10 @@ import numpy as np
 import optax
 
 from models import functional
+from scripts import initial_weights
 from scripts.stages import stage_layers
 from swarm_jax.config import ExperimentConfig, to_dict
+from swarm_jax.errors import ConfigError
 from swarm_jax.stage.ahead import compile_ahead
 from swarm_jax.stage.checkpoints import CheckpointFolder
 from swarm_jax.stage.codec import (
@@ -94,13 +96,53 @@ def make_compute(
     *,
     inline: bool,
     duration_s: Callable[[str], float] = lambda name: 0.0,
+    folder: str | None = None,
 ) -> StageCompute:
-    """A stage with its initial parameters; ``duration_s`` is for ``inline`` only."""
-    programs, init = make_programs(config, stage), _make_init(config, stage)
+    """A stage with its initial parameters.
+
+    Args:
+        duration_s: For ``inline`` only.
+        folder: For an experiment that starts with imported parameters: where they are.
+
+    Raises:
+        ConfigError: It starts with some, and there is no folder.
+        CheckpointError: They are not there.
+    """
+    programs, seeded = make_programs(config, stage), _make_init(config, stage)
+    init = _initial(config, seeded, stage_layers(config)[stage].first_layer, folder)
     if inline:
         return InlineCompute(programs, init, duration_s)
-    compile_ahead(programs, init)
+    compile_ahead(programs, seeded)
     return ThreadedCompute(programs, init)
+
+
+def initial_params(config: ExperimentConfig, folder: str | None) -> functional.Params:
+    """Those of the whole model as one stage; ``folder`` as in ``make_compute``.
+
+    Raises:
+        ConfigError, CheckpointError: As ``make_compute``.
+    """
+    functions = functional.make_stage(config.model, 0, config.model.num_layers)
+    seeded = jax.jit(lambda: functions.init(config.seed))
+    return _initial(config, seeded, 0, folder)()
+
+
+def _initial(
+    config: ExperimentConfig,
+    seeded: Callable[[], Any],
+    first_layer: int,
+    folder: str | None,
+) -> Callable[[], Any]:
+    """What makes the parameters of step 0: the seed, or a file."""
+    if config.initial_weights is None:
+        return seeded
+    if folder is None:
+        raise ConfigError(
+            "this experiment starts with imported parameters (initial_weights="
+            f"{config.initial_weights!r}): name their folder with --checkpoint_dir"
+        )
+    names = jax.eval_shape(lambda: functional.to_layers(seeded(), first_layer))
+    return initial_weights.reader(config, names, folder)
 
 
 def _make_init(config: ExperimentConfig, stage: int) -> Callable[[], Any]:
@@ -122,7 +164,7 @@ class Device(NamedTuple):
 
 def make_device(config: ExperimentConfig, folder: str, stage: int) -> Device:
     """A stage on this process's accelerator, saved to ``folder``."""
-    compute = make_compute(config, stage, inline=False)
+    compute = make_compute(config, stage, inline=False, folder=folder)
     return Device(compute, make_checkpoints(config, stage, compute, folder))
 
 

@@ -259,6 +259,8 @@ class ExperimentConfig:
         run_id: Name of the run; part of every directory key.
         seed: Seed of initialisation and data order.
         steps: Optimizer steps to take.
+        initial_weights: Digest of imported parameters that the run starts with
+            (``scripts.import_weights`` prints it); None: the seed makes them.
         model: A dataclass of ``models``; this module does not look inside it beyond
             ``num_layers`` and ``vocab_size``.
     """
@@ -266,6 +268,7 @@ class ExperimentConfig:
     run_id: str
     seed: int = 0
     steps: int
+    initial_weights: str | None = None
     model: Any
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -332,8 +335,8 @@ class ExperimentConfig:
         return self.data.target_batch_size * self.model.sequence_length
 
     def model_fingerprint(self) -> str:
-        """Names what is trained: model, optimizer, data, seed. Guards checkpoints."""
-        parts = ("seed", "steps", "model", "optimizer", "data")
+        """Names what is trained: model, start, optimizer, data. Guards checkpoints."""
+        parts = ("seed", "steps", "initial_weights", "model", "optimizer", "data")
         tree = to_dict(self)
         return _fingerprint({part: tree[part] for part in parts})
 

@@ -2,7 +2,7 @@
 
 A run folder holds::
 
-    config.json            the experiment, its fingerprints and the library versions
+    config.json            the experiment, its fingerprints, commit, library versions
     metrics/trainer.jsonl  one line per step: step, train_loss, tokens_per_s, ...
     metrics/swarm.jsonl    one line per second: the swarm as the trainer sees it
     metrics/PEER.jsonl     one line per step of each stage server
@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
@@ -23,7 +24,10 @@ from typing import Any, TextIO
 
 from swarm_jax.errors import ConfigError
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "hivemind", "torch")
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain"),
+    *("tokenizers", "hivemind", "torch"),
+)
 """Whose versions a run records, where they are installed."""
 
 
@@ -115,7 +119,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_run_config(workdir: Path, config: Any) -> None:
-    """Writes ``config.json``: what is run, and with which versions.
+    """Writes ``config.json``: what is run, by which code, with which versions.
 
     Args:
         config: The ``ExperimentConfig``.
@@ -129,9 +133,32 @@ def write_run_config(workdir: Path, config: Any) -> None:
         "experiment": dataclasses.asdict(config),
         "model_fingerprint": config.model_fingerprint(),
         "swarm_fingerprint": config.swarm_fingerprint(),
+        "code": code_version(Path(__file__).parent),
         "versions": {"python": platform.python_version(), **versions},
     }
     write_json(workdir / "config.json", record)
+
+
+def code_version(folder: Path) -> dict[str, Any] | None:
+    """The git commit of the code in a folder, and whether tracked files differ from it.
+
+    Returns:
+        ``{"commit": ..., "modified": ...}``; None where git knows nothing of it, as in
+        an unpacked archive.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        modified = bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "modified": modified}
 
 
 class SingleRun:

@@ -66,6 +66,8 @@ OWNERS = {
     "swarm_jax.net.hivemind_": ("swarm_jax/net/hivemind_", "scripts/"),
     "models.torch_": ("models/torch_", "scripts/train_pytorch.py"),
     "flax": ("models/",),
+    "safetensors": ("models/safetensors_files.py",),
+    "transformers": (),
     "tensorflow": (),
 }
 """Modules that only these files may import, whatever the arrows say."""

@@ -1,16 +1,21 @@
 """Run folders: whole lines, whole files, TensorBoard beside them."""
 
 import json
+import os
+import subprocess
 
 import pytest
 
+from swarm_jax.config import load_config
 from swarm_jax.errors import ConfigError
 from swarm_jax.metrics import (
     MetricsWriter,
     TensorBoardWriter,
+    code_version,
     make_workdir,
     read_records,
     write_json,
+    write_run_config,
 )
 
 
@@ -61,3 +66,50 @@ def test_tensorboard_gets_the_numbers_of_each_step(tmp_path):
     assert list(read_records(tmp_path / "trainer.jsonl"))[0]["note"] == "text"
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"train_loss" in events.read_bytes()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A git repository with one committed file; returns its folder and a command."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    names = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME")
+    identity = dict.fromkeys((*names, "GIT_COMMITTER_EMAIL"), "test")
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            env=os.environ | identity,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+
+    (folder / "file.py").write_text("1\n")
+    git("init", "--quiet")
+    git("add", "file.py")
+    git("commit", "--quiet", "--message", "first")
+    return folder, git
+
+
+def test_the_code_has_a_commit_and_says_when_it_differs(repository):
+    folder, git = repository
+    commit = git("rev-parse", "HEAD")
+    assert code_version(folder) == {"commit": commit, "modified": False}
+    (folder / "file.py").write_text("2\n")
+    assert code_version(folder) == {"commit": commit, "modified": True}
+
+
+def test_code_outside_of_git_has_no_commit(tmp_path):
+    assert code_version(tmp_path) is None
+
+
+def test_a_run_says_what_is_run_by_which_code(tmp_path):
+    config = load_config("configs/tiny.py")
+    write_run_config(tmp_path, config)
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record["experiment"]["run_id"] == "tiny"
+    assert record["model_fingerprint"] == config.model_fingerprint()
+    assert {"python", "jax", "orbax-checkpoint", "numpy"} <= record["versions"].keys()
+    assert "code" in record

@@ -11,6 +11,7 @@
     local_tfds.py documents as a TFDS dataset in a folder
     paths.py      finds the files of a corpus
     compressed.py .gz and .zst files as streams
+    text.py       text of ids
     bigram.py     loss of a bigram model: what a language model has to beat
     speed.py      how fast tokens are made and fed
 

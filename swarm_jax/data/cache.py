@@ -134,6 +134,20 @@ def cached_set(
         raise ConfigError(f"validation.sets: {name}={corpus_name}: {error}") from error
 
 
+def cached_tokenizer(config: DataConfig, cache_dir: Path) -> Tokenizer:
+    """The tokenizer of the data; tokens are made first where it is trained on them.
+
+    Raises:
+        ConfigError: Corpus or vocabulary cannot be read, or the corpus not divided.
+    """
+    if config.tokenizer_path is not None:
+        return VocabularyFiles(config.tokenizer_path).load(config.end_of_text)
+    if config.tokenizer == "bytes":
+        return ByteTokenizer()
+    file = cached_tokens(config, cache_dir).tokenizer_file
+    return _read_tokenizer(config, file.read_text())
+
+
 def _key(identity: str, tokenizer: str, held_out_fraction: float | None) -> str:
     parts = [FORMAT, identity, tokenizer, held_out_fraction]
     return f"tokens-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from swarm_jax.launcher.environment import peer_environments
 from swarm_jax.launcher.processes import ProcessDied, Processes, module_command
 from swarm_jax.launcher.progress import Follower
+from swarm_jax.launcher.workdir import CHECKPOINTS
 
 POLL_S = 0.2
 
@@ -33,6 +34,7 @@ def control_losses(
     folder = workdir / "control"
     arguments = [*experiment, "--workdir", str(folder), "--device", device]
     arguments += ["--cache_dir", str(cache_dir)]
+    arguments += ["--checkpoint_dir", str(workdir / CHECKPOINTS)]
     command = module_command("scripts.train_single", arguments)
     follower = Follower(folder / "metrics" / "trainer.jsonl")
     losses: dict[int, float] = {}

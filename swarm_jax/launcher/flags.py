@@ -147,6 +147,30 @@ def add_process(parser: Parser) -> None:
     add_die_with_parent(parser)
 
 
+def add_checkpoint(parser: Parser) -> None:
+    """Adds ``--checkpoint`` and ``--step``."""
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="run folder, or the folder of its checkpoints",
+    )
+    parser.add_argument(
+        "--step", type=int, help="of the checkpoint (default: the newest)"
+    )
+
+
+def add_start(parser: Parser) -> None:
+    """Adds ``--checkpoint_dir`` to what trains without saving checkpoints."""
+    parser.add_argument(
+        "--checkpoint_dir",
+        metavar="FOLDER",
+        help="where scripts.import_weights has put the parameters that the experiment "
+        "starts with (only with initial_weights)",
+    )
+
+
 def add_die_with_parent(parser: Parser) -> None:
     """Adds ``--die_with_parent``."""
     parser.add_argument(

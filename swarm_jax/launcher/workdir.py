@@ -15,6 +15,8 @@ from swarm_jax.metrics import make_workdir, read_records
 BOOTSTRAP_FILE = "bootstrap.json"
 CHECKPOINTS = "checkpoints"
 STEPS = "metrics/trainer*.jsonl"
+START = f"{CHECKPOINTS}/step_{0:08d}"
+"""Imported parameters that a run starts with: nothing of what it wrote itself."""
 RUN_FILES = (
     *("metrics/*.jsonl", "tensorboard/*", "logs/*.log", "compare.png"),
     *("summary.json", "config.json", BOOTSTRAP_FILE, f"{CHECKPOINTS}/*"),
@@ -74,11 +76,13 @@ def prepare(
     stale = [workdir / BOOTSTRAP_FILE, *(workdir / "metrics").glob("swarm*.jsonl")]
     resumed = 0
     if overwrite:
-        stale = [path for pattern in RUN_FILES for path in workdir.glob(pattern)]
+        kept = [] if config.initial_weights is None else [workdir / START]
+        found = [path for pattern in RUN_FILES for path in workdir.glob(pattern)]
+        stale = [path for path in found if path not in kept]
     elif is_finished:
         raise ConfigError(f"{workdir} holds a finished run. {KEPT}")
     elif steps or checkpoint:
-        if not may_resume:
+        if not may_resume and (steps or checkpoint.step):
             raise ConfigError(f"{workdir} holds an unfinished run. {KEPT}")
         resumed = _resumable_step(workdir, checkpoint, config)
         for path in steps:
@@ -117,7 +121,8 @@ def _resumable_step(
     if checkpoint.model_fingerprint != config.model_fingerprint():
         raise ConfigError(
             f"{workdir} holds a run of another experiment ({workdir}/config.json): "
-            f"model, optimizer, data, steps and seed must be the same. {KEPT}"
+            "model, optimizer, data, steps, seed and initial_weights must be the same. "
+            f"{KEPT}"
         )
     return checkpoint.step
 

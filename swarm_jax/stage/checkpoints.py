@@ -305,9 +305,13 @@ def load_params(
 def kept_steps(
     complete: Sequence[int], keep_last: int, keep_every_steps: int
 ) -> set[int]:
-    """Which of these checkpoints, in ascending order, are kept."""
+    """Which of these checkpoints, in ascending order, are kept.
+
+    That of step 0 always: it holds imported parameters, which no seed makes again.
+    """
     every = {s for s in complete if keep_every_steps and s % keep_every_steps == 0}
-    return every | set(complete[-keep_last:])
+    start = {0} & set(complete)
+    return start | every | set(complete[-keep_last:])
 
 
 def _layers(parts: Collection[Part]) -> set[str]:

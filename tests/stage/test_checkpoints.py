@@ -336,6 +336,8 @@ def test_checkpoints_of_another_experiment_are_refused(make_folder):
 def test_which_are_kept(keep_last, keep_every_steps, kept):
     complete = [10, 20, 30, 40, 50, 60]
     assert kept_steps(complete, keep_last, keep_every_steps) == kept
+    # Imported parameters are kept, too: no seed makes them again.
+    assert kept_steps([0, *complete], keep_last, keep_every_steps) == {0} | kept
 
 
 def test_the_newest_are_kept_and_those_of_round_steps(make_folder):
