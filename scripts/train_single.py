@@ -38,7 +38,7 @@ def train(args, config) -> None:
     """Trains to the end; writes metrics, summary and parameters."""
     import jax
 
-    from models import flops, functional
+    from models import flops, functional, schedule
     from scripts import wiring
     from swarm_jax.data.dataset import open_dataset
     from swarm_jax.stage import export, whole_model
@@ -56,20 +56,27 @@ def train(args, config) -> None:
     def microbatches(step):
         return [data.microbatch(step, index) for index in indices]
 
+    every = config.validation.every_steps or config.steps
+    validated_steps = {*range(every, config.steps, every), config.steps}
     run = SingleRun(args.workdir, steps=config.steps, tokens=config.tokens_per_step)
-    learning_rate = wiring.make_schedule_of(config)
     for done in whole_model.train(
-        step, params, init_optimizer(params), microbatches, config.steps
+        step,
+        params,
+        init_optimizer(params),
+        microbatches,
+        config.steps,
+        wants_params=validated_steps.__contains__,
     ):
         if not math.isfinite(done.train_loss):
             raise Diverged(f"step {done.number}: the loss is {done.train_loss}")
         record = {
             "train_loss": done.train_loss,
             "gradient_norm": done.gradient_norm,
-            "learning_rate": learning_rate(done.number - 1),
+            "learning_rate": schedule.learning_rate(
+                config.optimizer, done.number - 1, config.steps
+            ),
         }
-        every = config.validation.every_steps
-        if done.number == config.steps or (every and done.number % every == 0):
+        if done.params is not None:
             record["validation_loss"] = validate(done.params)
         print(run.add_step(step=done.number, step_s=done.step_s, **record), flush=True)
     if args.save_parameters is not None:

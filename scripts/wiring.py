@@ -20,7 +20,7 @@ from swarm_jax.stage.compute import StageCompute
 from swarm_jax.stage.export import save_layers
 from swarm_jax.stage.inline import InlineCompute
 from swarm_jax.stage.layered import LayeredState
-from swarm_jax.stage.optimizer import make_optimizer, make_schedule
+from swarm_jax.stage.optimizer import make_optimizer
 from swarm_jax.stage.programs import StagePrograms, make_stage_programs
 from swarm_jax.stage.saved_stage import SavedStage
 from swarm_jax.stage.threaded import ThreadedCompute
@@ -128,12 +128,6 @@ def make_checkpoints(
         num_stages=config.swarm.num_stages,
         config=to_dict(config),
     )
-
-
-def make_schedule_of(config: ExperimentConfig) -> Callable[[int], float]:
-    """The learning rate by step, counted from 0."""
-    schedule = make_schedule(config.optimizer, config.steps)
-    return lambda step: float(schedule(step))
 
 
 def make_control(config: ExperimentConfig):
