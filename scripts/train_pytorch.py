@@ -33,11 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--json", type=Path, metavar="FILE", help="where the comparison goes")
     flags.add_device(parser)
     flags.add_cache_dir(parser)
+    flags.add_die_with_parent(parser)
     args = parser.parse_args(argv)
     config = flags.experiment(args)
     flags.use_device("cpu")
-    work = compare if args.parity else train
-    work(args, config)
+    (compare if args.parity else train)(args, config)
 
 
 def train(args: argparse.Namespace, config: ExperimentConfig) -> None:
@@ -59,8 +59,8 @@ def train(args: argparse.Namespace, config: ExperimentConfig) -> None:
         if step == config.steps or (every and step % every == 0):
             record["validation_loss"] = trainer.mean_loss(validation)
         print(run.add_step(**record), flush=True)
-    size = flops.parameter_count(config.model)
-    run.finish(bigram_loss=data.bigram_loss(), parameters=size)
+    parameters = flops.parameter_count(config.model)
+    run.finish(bigram_loss=data.bigram_loss(), parameters=parameters)
 
 
 def compare(args: argparse.Namespace, config: ExperimentConfig) -> None:

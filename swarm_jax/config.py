@@ -10,9 +10,10 @@ import difflib
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from swarm_jax.errors import ConfigError
@@ -394,19 +395,34 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     Raises:
         ConfigError: No such file or field, or a value that cannot work.
     """
+    try:
+        config = load_module(path).get_config()
+        return override(config, dict(_parse(text) for text in overrides)).check()
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def load_module(path: str | Path) -> ModuleType:
+    """The module that a config file is.
+
+    Raises:
+        ConfigError: No such file, or it has no ``get_config``.
+    """
     path = Path(path)
     if not path.is_file():
         known = (
             ", ".join(sorted(str(p) for p in Path("configs").glob("*.py"))) or "none"
         )
         raise ConfigError(f"No config file {path}. Found here: {known}")
-    try:
-        config = _get_config(path)()
-        return override(config, dict(_parse(text) for text in overrides)).check()
-    except ConfigError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} has no function get_config()")
+    return module
 
 
 def override(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
@@ -455,16 +471,6 @@ def _parse(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
-
-
-def _get_config(path: Path) -> Callable[[], ExperimentConfig]:
-    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} has no function get_config()")
-    return module.get_config
 
 
 def _fingerprint(value: Any) -> str:
