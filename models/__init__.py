@@ -1,8 +1,14 @@
 """What a stage computes: Flax NNX modules. Knows no network and no swarm_jax.
 
 config.py      GPTConfig: sizes and choices of the model; no jax
-gpt.py         decoder-only Transformer as NNX modules
-functional.py  the same as pure functions of plain pytrees, stage by stage
+flops.py       its FLOPs and parameters in numbers; no jax
+numerics.py    dtypes and attention kernel of this process
+layers.py      initial values, norms, matrices
+attention.py   causal self-attention as an NNX module
+boundary.py    the layers between stages
+gpt.py         decoder-only Transformer: embedding, block, head
+pure.py        a module as pure functions
+functional.py  the model as pure functions of plain pytrees, stage by stage
 schedule.py    the learning rate of a step, as a number
 
 An implementation in PyTorch, to compare with; nothing else needs torch:

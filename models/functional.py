@@ -3,16 +3,20 @@
 A stage holds a contiguous run of blocks; the first also embeds tokens, the last also
 takes the loss. Its parameters are nested dicts of arrays::
 
-    embed   first stage: {"embedding": [V, D]}
-    blocks  the leaves of a block, stacked over the stage's blocks: [n, ...]
-    head    last stage: {"norm": {"scale": [D]}, "output": {"kernel": [D, V]}}
+    embed     first stage: {"embedding": [V, E], ...}
+    blocks    the leaves of a block, stacked over the stage's blocks: [n, ...]
+    compress  {"2": ...}: the sender's half of the boundary layer after 2 blocks of the
+              stage, which is inside the stage or at its end
+    expand    the receiver's half; "0" at the stage's beginning
+    head      last stage: {"norm": {"scale": [D]}, "output": {"kernel": [D, V]}, ...}
 
 ``to_layers`` and ``from_layers`` translate to names that do not depend on the partition
-("embed", "layers.3", "head"). This is the only file that splits and merges NNX modules.
+("embed", "layers.3", "compress.4", "expand.4", "head").
 
 Shape suffixes: B microbatch, L sequence, D model, V vocabulary.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,14 +25,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
+from models.boundary import Compress, Expand
 from models.config import GPTConfig
-from models.gpt import Block, Embedding, Head, Numerics
+from models.gpt import Block, Embedding, Head
+from models.numerics import make_numerics, resolve_dtype
+from models.pure import Pure
 
 Params = dict[str, Any]
 
-_EMBED_STREAM, _HEAD_STREAM, _BLOCK_STREAM = range(3)
+_EMBED_STREAM, _HEAD_STREAM, _BLOCK_STREAM, _COMPRESS_STREAM, _EXPAND_STREAM = range(5)
+_ENDS, _HALVES = ("embed", "head"), ("compress", "expand")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +66,27 @@ def make_stage(config: GPTConfig, first_layer: int, num_layers: int) -> StageFun
     """Builds the stage of blocks ``first_layer`` to ``first_layer + num_layers - 1``.
 
     Parameters may be masters or what ``cast_params`` made of them: the result is the
-    same.
+    same. At a cut the stages have ``config.width_after`` channels.
 
     Raises:
-        ValueError: float64 is asked for while jax's 64-bit mode is off.
+        ValueError: float64 is asked for while jax's 64-bit mode is off, or the stage
+            has one of the two ends that a tied head joins.
     """
     end = first_layer + num_layers
     assert 0 <= first_layer < end <= config.num_layers, (first_layer, num_layers)
     is_first, is_last = first_layer == 0, end == config.num_layers
+    if config.tied_head and is_first != is_last:
+        raise ValueError(
+            "a tied head over several stages is not supported: its table would be on "
+            "the first and on the last. Use one stage, or model.tied_head=False"
+        )
     numerics = make_numerics(config)
-    embed, block, head = (
-        _Pure.of(module, config, numerics) for module in (Embedding, Block, Head)
+    embed, block, head, compress, expand = (
+        Pure.of(module, config, numerics)
+        for module in (Embedding, Block, Head, Compress, Expand)
     )
+    compressed, expanded = boundaries_of(config, first_layer, num_layers)
+    interior = [place for place in compressed if place < num_layers]
 
     def init(seed: int) -> Params:
         key = jax.random.key(seed)
@@ -82,15 +98,49 @@ def make_stage(config: GPTConfig, first_layer: int, num_layers: int) -> StageFun
             params["embed"] = embed.init(jax.random.fold_in(key, _EMBED_STREAM))
         if is_last:
             params["head"] = head.init(jax.random.fold_in(key, _HEAD_STREAM))
+        for name, half, places, stream in (
+            ("compress", compress, compressed, _COMPRESS_STREAM),
+            ("expand", expand, expanded, _EXPAND_STREAM),
+        ):
+            half_key = jax.random.fold_in(key, stream)
+            if places:
+                params[name] = {
+                    str(place): half.init(
+                        jax.random.fold_in(half_key, first_layer + place)
+                    )
+                    for place in places
+                }
         return params
+
+    def repeated(layer: Params, x_BLD: jax.Array) -> jax.Array:
+        if config.block_repeats == 1:
+            return block.apply(layer, x_BLD)
+        return jax.lax.scan(
+            lambda x_BLD, _: (block.apply(layer, x_BLD), None),
+            x_BLD,
+            length=config.block_repeats,
+        )[0]
+
+    def run(blocks: Params, x_BLD: jax.Array) -> jax.Array:
+        return jax.lax.scan(
+            lambda x_BLD, layer: (repeated(layer, x_BLD), None), x_BLD, blocks
+        )[0]
 
     def trunk(params: Params, x: jax.Array) -> jax.Array:
         x_BLD = embed.apply(params["embed"], x) if is_first else x
-        return jax.lax.scan(
-            lambda x_BLD, layer: (block.apply(layer, x_BLD), None),
-            x_BLD.astype(numerics.compute),
-            params["blocks"],
-        )[0]
+        x_BLD = x_BLD.astype(numerics.compute)
+        if not (compressed or expanded):
+            return run(params["blocks"], x_BLD)
+        for start, stop in itertools.pairwise((0, *interior, num_layers)):
+            if start in expanded:
+                x_BLD = expand.apply(params["expand"][str(start)], x_BLD)
+            x_BLD = segment(start, stop, params["blocks"], x_BLD)
+            if stop in compressed:
+                x_BLD = compress.apply(params["compress"][str(stop)], x_BLD)
+        return x_BLD
+
+    def segment(start: int, stop: int, blocks: Params, x_BLD: jax.Array) -> jax.Array:
+        return run(jax.tree.map(lambda leaf: leaf[start:stop], blocks), x_BLD)
 
     def apply(params: Params, x: jax.Array) -> jax.Array:
         assert not is_last, "the last stage has a loss, not an output"
@@ -98,9 +148,24 @@ def make_stage(config: GPTConfig, first_layer: int, num_layers: int) -> StageFun
 
     def loss(params: Params, x: jax.Array, targets_BL: jax.Array) -> jax.Array:
         assert is_last, "only the last stage has a loss"
-        return cross_entropy(head.apply(params["head"], trunk(params, x)), targets_BL)
+        table = [params["embed"]["embedding"]] if config.tied_head else []
+        logits_BLV = head.apply(params["head"], trunk(params, x), *table)
+        return cross_entropy(logits_BLV, targets_BL)
 
     return StageFunctions(jax.jit(init), apply, loss, is_first, is_last)
+
+
+def boundaries_of(
+    config: GPTConfig, first_layer: int, num_layers: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """After how many of its own blocks a stage compresses, and after how many expands.
+
+    Stages of one size with equal answers differ in nothing but their parameters.
+    """
+    inside = [place - first_layer for place in config.boundaries]
+    compressed = tuple(place for place in inside if 0 < place <= num_layers)
+    expanded = tuple(place for place in inside if 0 <= place < num_layers)
+    return compressed, () if config.boundary == "norm" else expanded
 
 
 def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:
@@ -117,7 +182,8 @@ def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:
 def cast_params(config: GPTConfig, params: Params) -> Params:
     """Casts the matrices to the compute dtype, as ``apply`` would do at every call.
 
-    Norm scales and the embedding table stay as they are (``Embedding`` says why).
+    Norms stay as they are, and so do biases, which are small, and the embedding's
+    tables (``Embedding`` says why), also where one is the head's matrix as well.
     """
     compute = resolve_dtype(config)
     return jax.tree.map_with_path(
@@ -127,11 +193,14 @@ def cast_params(config: GPTConfig, params: Params) -> Params:
 
 
 def matrix_mask(params: Params) -> Params:
-    """True for matrices and the embedding table, False for norm scales.
+    """True for matrices and the embedding's tables, False for norms and biases.
 
-    Weight decay goes by this and not by rank: stacked scales have two axes as well.
+    Weight decay goes by this and not by rank: stacked scales have two axes as well. The
+    table of learned positions decays, as it did in SWARM's prototype.
     """
-    return jax.tree.map_with_path(lambda path, _: _name(path) != "scale", params)
+    return jax.tree.map_with_path(
+        lambda path, _: _name(path) not in ("scale", "bias"), params
+    )
 
 
 def to_layers(params: Params, first_layer: int) -> dict[str, Any]:
@@ -142,84 +211,35 @@ def to_layers(params: Params, first_layer: int) -> dict[str, Any]:
         first_layer: The first of its blocks, counted over the whole model.
 
     Returns:
-        "layers.N" for each block, and "embed" and "head" where the stage has them.
+        "layers.N" for each block, "embed" and "head" where the stage has them, and
+        "compress.N" and "expand.N" for the boundary after the model's first N blocks.
     """
-    layers = {name: params[name] for name in ("embed", "head") if name in params}
+    layers = {name: params[name] for name in _ENDS if name in params}
     for index in range(len(jax.tree.leaves(params["blocks"])[0])):
         layers[f"layers.{first_layer + index}"] = jax.tree.map(
             lambda leaf, index=index: leaf[index], params["blocks"]
         )
+    for name in _HALVES:
+        for place, tree in params.get(name, {}).items():
+            layers[f"{name}.{first_layer + int(place)}"] = tree
     return layers
 
 
 def from_layers(layers: Mapping[str, Any]) -> Params:
     """The inverse of ``to_layers``; numpy arrays stay on the host."""
-    params = {name: layers[name] for name in ("embed", "head") if name in layers}
-    numbers = sorted(
-        int(name.removeprefix("layers.")) for name in layers if name not in params
-    )
-    assert numbers == list(range(numbers[0], numbers[-1] + 1)), numbers
-    blocks = [layers[f"layers.{number}"] for number in numbers]
+    params = {name: layers[name] for name in _ENDS if name in layers}
+    numbered: dict[str, dict[int, Any]] = {}
+    for name in layers.keys() - params.keys():
+        kind, number = name.split(".")
+        numbered.setdefault(kind, {})[int(number)] = layers[name]
+    blocks = [tree for _, tree in sorted(numbered["layers"].items())]
+    first = min(numbered["layers"])
+    assert set(numbered["layers"]) == set(range(first, first + len(blocks))), first
     params["blocks"] = jax.tree.map(_stack, *blocks)
+    for kind in numbered.keys() - {"layers"}:
+        halves = sorted(numbered[kind].items())
+        params[kind] = {str(number - first): tree for number, tree in halves}
     return params
-
-
-def resolve_dtype(config: GPTConfig, platform: str | None = None) -> np.dtype:
-    """The compute dtype on "cpu", "gpu" or "tpu"; by default, where this runs."""
-    if config.compute_dtype != "auto":
-        return jnp.dtype(config.compute_dtype)
-    if (platform or jax.default_backend()) in ("gpu", "tpu"):
-        return jnp.dtype("bfloat16")
-    return jnp.dtype(config.parameter_dtype)
-
-
-def make_numerics(config: GPTConfig) -> Numerics:
-    """Chooses dtypes and the attention kernel for this process's device.
-
-    Raises:
-        ValueError: float64 is asked for while jax's 64-bit mode is off.
-    """
-    compute = resolve_dtype(config)
-    parameter = jnp.dtype(config.parameter_dtype)
-    if "float64" in (compute, parameter) and not jax.config.jax_enable_x64:
-        raise ValueError(
-            f"model.compute_dtype={config.compute_dtype!r} and model.parameter_dtype="
-            f"{config.parameter_dtype!r} need 64-bit mode: set JAX_ENABLE_X64=1"
-        )
-    flash = compute == "bfloat16" and _has_flash_kernel(config)
-    return Numerics(compute=compute, parameter=parameter, flash=flash)
-
-
-@dataclass(frozen=True, slots=True)
-class _Pure:
-    """A module as ``init(key) -> tree`` and ``apply(tree, x) -> y``."""
-
-    init: Callable[[jax.Array], Params]
-    apply: Callable[[Params, jax.Array], jax.Array]
-
-    @classmethod
-    def of(cls, module: type, config: GPTConfig, numerics: Numerics) -> "_Pure":
-        def build(key: jax.Array):
-            return module(config, numerics, nnx.Rngs(params=key))
-
-        def init(key: jax.Array) -> Params:
-            return nnx.to_pure_dict(nnx.state(build(key)))
-
-        graphdef = nnx.graphdef(nnx.eval_shape(lambda: build(jax.random.key(0))))
-
-        def apply(params: Params, x: jax.Array) -> jax.Array:
-            return nnx.merge(graphdef, params)(x)
-
-        return cls(init, apply)
-
-
-def _has_flash_kernel(config: GPTConfig) -> bool:
-    """cuDNN's kernel wants an NVIDIA card since Ampere and certain head sizes."""
-    capability = getattr(jax.devices()[0], "compute_capability", "")
-    if not capability[:1].isdigit() or float(capability) < 8:
-        return False
-    head_size = config.model_dim // config.num_heads
-    return head_size % 8 == 0 and head_size <= (256 if float(capability) >= 9 else 128)
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from models.attention import attend, rotate
 from models.functional import cross_entropy, make_stage
-from models.gpt import Numerics, attend, rotate
+from models.numerics import Numerics
 
 NUMERICS = Numerics(compute=jnp.float32, parameter=jnp.float32)
 
