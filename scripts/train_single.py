@@ -2,7 +2,9 @@
 
     python -m scripts.train_single --config configs/tiny.py --workdir runs/tiny_single
 
-Same model, initialisation, data order and optimizer as the swarm's; same metrics.
+Same model, initialisation, data order and optimizer as the swarm's; same metrics. With
+--simulate_wire, what would travel between the swarm's stages is encoded and decoded as
+there: what a lossy wire costs shows without a swarm.
 """
 
 import math
@@ -23,6 +25,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=Path,
         metavar="FILE",
         help="write the final parameters by layer (.npz)",
+    )
+    parser.add_argument(
+        "--simulate_wire",
+        action="store_true",
+        help="cut the model as swarm.num_stages says, and encode what crosses a cut as "
+        "swarm.wire and swarm.gradient_wire say",
     )
     flags.add_device(parser)
     flags.add_cache_dir(parser)
@@ -45,7 +53,9 @@ def train(args, config) -> None:
 
     wiring.prepare_jax(config)
     data = open_dataset(config, args.cache_dir)
-    functions, init_optimizer, step = wiring.make_control(config)
+    functions, init_optimizer, step = wiring.make_control(
+        config, simulate_wire=args.simulate_wire
+    )
     params = jax.jit(lambda: functions.init(config.seed))()
     held_out = range(config.validation.sequences // config.swarm.microbatch_size)
     validate = whole_model.make_validation(

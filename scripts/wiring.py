@@ -1,5 +1,6 @@
 """Joins config, model and stage: the one place that knows all three."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -15,7 +16,11 @@ from scripts.stages import stage_layers
 from swarm_jax.config import ExperimentConfig, to_dict
 from swarm_jax.stage.ahead import compile_ahead
 from swarm_jax.stage.checkpoints import CheckpointFolder
-from swarm_jax.stage.codec import make_codec
+from swarm_jax.stage.codec import (
+    BoundaryCodec,
+    make_boundary_codec,
+    straight_through,
+)
 from swarm_jax.stage.compute import StageCompute
 from swarm_jax.stage.export import save_layers
 from swarm_jax.stage.inline import InlineCompute
@@ -32,8 +37,8 @@ _inits: dict[str, Callable[[], Any]] = {}
 
 def prepare_jax(config: ExperimentConfig) -> None:
     """Sets up this process's jax; call it before anything else uses jax."""
-    dtypes = config.model.parameter_dtype, config.model.compute_dtype, config.swarm.wire
-    if "float64" in dtypes:
+    model, wires = config.model, config.swarm.wires
+    if "float64" in (model.parameter_dtype, model.compute_dtype, *wires):
         jax.config.update("jax_enable_x64", True)
 
 
@@ -51,21 +56,33 @@ def make_programs(config: ExperimentConfig, stage: int) -> StagePrograms:
     functions = make_functions(config, stage)
     num_layers = stage_layers(config)[stage].num_layers
     place = functions.is_first, functions.is_last, num_layers
-    arrays = swarm.wire, swarm.microbatch_size
+    arrays = *swarm.wires, swarm.microbatch_size
     parts = to_dict(model), to_dict(config.optimizer), config.steps, place, arrays
     key = json.dumps(parts, sort_keys=True)
     if key not in _programs:
-        tokens_shape = swarm.microbatch_size, model.sequence_length
-        dtype = functional.resolve_dtype(model).name
         _programs[key] = make_stage_programs(
             functions,
             functools.partial(functional.cast_params, model),
-            make_codec(swarm.wire, (*tokens_shape, model.model_dim), dtype),
             _optimizer(config, functions),
-            tokens_shape=tokens_shape,
+            input_codec=_boundary_codec(config, stage),
+            output_codec=_boundary_codec(config, stage + 1),
+            tokens_shape=(swarm.microbatch_size, model.sequence_length),
             clip_norm=config.optimizer.clip_norm,
         )
     return _programs[key]
+
+
+def _boundary_codec(config: ExperimentConfig, stage: int) -> BoundaryCodec | None:
+    """Of the boundary before ``stage``; None where no other stage is before it.
+
+    ``stage`` may be the number of stages: what would come after the last one.
+    """
+    if stage in (0, config.swarm.num_stages):
+        return None
+    model = config.model
+    shape_BLD = config.swarm.microbatch_size, model.sequence_length, model.model_dim
+    dtype = functional.resolve_dtype(model).name
+    return make_boundary_codec(config.swarm.wires, shape_BLD, dtype)
 
 
 def make_compute(
@@ -130,15 +147,45 @@ def make_checkpoints(
     )
 
 
-def make_control(config: ExperimentConfig):
-    """Functions of the whole model, and what ``whole_model.make_train_step`` gives."""
+def make_control(config: ExperimentConfig, *, simulate_wire: bool = False):
+    """Functions of the whole model, and what ``whole_model.make_train_step`` gives.
+
+    Args:
+        simulate_wire: Encode and decode what would cross boundaries between stages.
+    """
     functions = functional.make_stage(config.model, 0, config.model.num_layers)
+    if simulate_wire:
+        functions = dataclasses.replace(functions, loss=_loss_over_wires(config))
     return functions, *make_train_step(
         functions.loss,
         _optimizer(config, functions),
         clip_norm=config.optimizer.clip_norm,
         microbatch_size=config.swarm.microbatch_size,
     )
+
+
+def _loss_over_wires(config: ExperimentConfig) -> Callable[..., jax.Array]:
+    """The whole model's loss, stage by stage, with the wires between them."""
+    stages = [make_functions(config, stage) for stage in range(config.swarm.num_stages)]
+    names = [
+        jax.eval_shape(
+            lambda functions=functions, first_layer=layers.first_layer: (
+                functional.to_layers(functions.init(0), first_layer)
+            )
+        ).keys()
+        for functions, layers in zip(stages, stage_layers(config), strict=True)
+    ]
+
+    def loss(params: Any, x: jax.Array, targets_BL: jax.Array) -> jax.Array:
+        layers = functional.to_layers(params, 0)
+        for stage, functions in enumerate(stages):
+            mine = functional.from_layers({name: layers[name] for name in names[stage]})
+            if functions.is_last:
+                return functions.loss(mine, x, targets_BL)
+            cross = straight_through(_boundary_codec(config, stage + 1))
+            x = cross(functions.apply(mine, x))
+
+    return loss
 
 
 def save_stage(path: Path, config: ExperimentConfig, stage: int, params: Any) -> None:

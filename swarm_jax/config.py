@@ -19,7 +19,7 @@ from typing import Any
 from swarm_jax.errors import ConfigError
 
 OPTIMIZERS = ("adamw",)
-WIRES = ("float32", "bfloat16", "float64")
+WIRES = ("float32", "bfloat16", "float64", "int8", "dynamic8")
 ON_NONFINITE = ("stop", "skip_step")
 TOKENIZERS = ("bytes", "bpe")
 REBALANCING = ("gain", "queue", "off")
@@ -157,7 +157,9 @@ class SwarmConfig:
         num_stages: Stages that the layers are cut into, balanced by FLOPs.
         layers_per_stage: Layers of each stage, if the balance is not wanted.
         microbatch_size: Sequences per microbatch (B).
-        wire: dtype of activations and their gradients between peers.
+        wire: How activations travel between peers: a dtype, "int8" (blockwise linear)
+            or "dynamic8" (the 8-bit map of bitsandbytes).
+        gradient_wire: The same for their gradients; None: as ``wire``.
         on_nonfinite: "stop" the run, or "skip_step", when the model itself gives
             non-finite values.
     """
@@ -166,12 +168,15 @@ class SwarmConfig:
     layers_per_stage: tuple[int, ...] | None = None
     microbatch_size: int = 4
     wire: str = "float32"
+    gradient_wire: str | None = None
     on_nonfinite: str = "stop"
 
     def __post_init__(self):
         _at_least("swarm.num_stages", self.num_stages, 1)
         _at_least("swarm.microbatch_size", self.microbatch_size, 1)
         _one_of("swarm.wire", self.wire, WIRES)
+        if self.gradient_wire is not None:
+            _one_of("swarm.gradient_wire", self.gradient_wire, WIRES)
         _one_of("swarm.on_nonfinite", self.on_nonfinite, ON_NONFINITE)
         if self.layers_per_stage is not None:
             self.layers_per_stage = tuple(self.layers_per_stage)
@@ -181,6 +186,11 @@ class SwarmConfig:
                     f"{len(self.layers_per_stage)} stages, swarm.num_stages is "
                     f"{self.num_stages}: make them agree"
                 )
+
+    @property
+    def wires(self) -> tuple[str, str]:
+        """How activations travel, and how their gradients do."""
+        return self.wire, self.gradient_wire or self.wire
 
 
 @dataclass(kw_only=True, slots=True)

@@ -9,7 +9,8 @@ forward as a pytree, without the weights: those would come out as fresh copies f
 microbatch. Backward puts them back.
 
 A gradient that is not finite leaves the sum as it is. That is decided on the device, in
-the same program, so no one ever has to take a gradient out again.
+the same program, so no one ever has to take a gradient out again. What goes out is
+checked as it was encoded: codecs hide nothing that is not finite.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from swarm_jax.stage.codec import Codec, Specs
+from swarm_jax.stage.codec import BoundaryCodec, Specs
 from swarm_jax.stage.optimizer import clip_by_given_norm, squared_norm
 
 # Shape suffixes: B microbatch, L sequence, D model dimension.
@@ -104,9 +105,10 @@ class StagePrograms:
 def make_stage_programs(
     functions: StageFunctions,
     cast: Callable[[Tree], Tree],
-    codec: Codec,
     optimizer: optax.GradientTransformation,
     *,
+    input_codec: BoundaryCodec | None,
+    output_codec: BoundaryCodec | None,
     tokens_shape: tuple[int, int],
     clip_norm: float | None,
 ) -> StagePrograms:
@@ -114,14 +116,17 @@ def make_stage_programs(
 
     Args:
         cast: ``cast(params) -> weights`` in the compute dtype.
-        codec: Of the activations at both ends of the stage.
+        input_codec: Of the boundary before the stage; None for the first one.
+        output_codec: Of the boundary after it; None for the last one.
         tokens_shape: (B, L).
         clip_norm: Gradients longer than this are scaled down; None for no clipping.
     """
     shapes = jax.eval_shape(lambda: functions.init(0))
     is_cast = jax.eval_shape(cast, shapes) != shapes
     tokens_spec = ("int32", tuple(tokens_shape))
-    passes = _Passes(functions, codec)
+    assert (input_codec is None) == functions.is_first, input_codec
+    assert (output_codec is None) == functions.is_last, output_codec
+    passes = _Passes(functions, input_codec, output_codec)
 
     def update(params, opt_state, gradients, gradient_norm):
         gradients = clip_by_given_norm(gradients, gradient_norm, clip_norm)
@@ -139,8 +144,8 @@ def make_stage_programs(
         return params, opt_state, weights if is_cast else params, done
 
     return StagePrograms(
-        input_specs=(tokens_spec,) if functions.is_first else codec.specs,
-        gradient_specs=() if functions.is_last else codec.specs,
+        input_specs=input_codec.activations.specs if input_codec else (tokens_spec,),
+        gradient_specs=output_codec.gradients.specs if output_codec else (),
         targets_spec=tokens_spec,
         cast=jax.jit(cast) if is_cast else lambda params: params,
         init_optimizer=jax.jit(optimizer.init),
@@ -169,16 +174,18 @@ class _Passes:
     """Forward and backward of one stage, before ``jit``."""
 
     functions: StageFunctions
-    codec: Codec
+    input_codec: BoundaryCodec | None
+    output_codec: BoundaryCodec | None
 
     def forward(self, weights: Tree, x: Arrays):
-        y = self.codec.encode(self.functions.apply(weights, self._input(x)))
+        y_BLD = self.functions.apply(weights, self._input(x))
+        y = self.output_codec.activations.encode(y_BLD)
         return y, _all_finite(y)
 
     def forward_keeping(self, weights: Tree, x: Arrays):
         y_BLD, vjp = self._vjp(self.functions.apply, weights, x)
         vjp.args_res[0] = None
-        y = self.codec.encode(y_BLD)
+        y = self.output_codec.activations.encode(y_BLD)
         return y, vjp, _all_finite(y)
 
     def backward(self, weights: Tree, residuals: Tree, grad_y: Arrays):
@@ -209,17 +216,17 @@ class _Passes:
         return grad_x, loss_sum, finite, gradient_sum
 
     def _input(self, x: Arrays) -> jax.Array:
-        return x[0] if self.functions.is_first else self.codec.decode(x)
+        return self.input_codec.activations.decode(x) if self.input_codec else x[0]
 
     def _vjp(self, function: Callable[..., jax.Array], weights: Tree, x: Arrays):
         """Differentiates by the weights, and by the input unless it is tokens."""
-        if self.functions.is_first:
+        if self.input_codec is None:
             return jax.vjp(lambda weights: function(weights, x[0]), weights)
         return jax.vjp(function, weights, self._input(x))
 
     def _pull(self, weights: Tree, residuals: Tree, grad_y: Arrays):
         residuals.args_res[0] = weights
-        return self._split(residuals(self.codec.decode(grad_y)))
+        return self._split(residuals(self.output_codec.gradients.decode(grad_y)))
 
     def _loss_pull(self, weights: Tree, x: Arrays, targets_BL: jax.Array):
         def loss(weights: Tree, x: jax.Array) -> jax.Array:
@@ -230,9 +237,9 @@ class _Passes:
 
     def _split(self, gradients: tuple[Tree, ...]) -> tuple[Arrays, Tree]:
         """Encoded gradient of the input, gradient of the weights."""
-        if self.functions.is_first:
+        if self.input_codec is None:
             return (), gradients[0]
-        return self.codec.encode(gradients[1]), gradients[0]
+        return self.input_codec.gradients.encode(gradients[1]), gradients[0]
 
 
 def _add_if_finite(

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from swarm_jax.stage.codec import make_codec
+from swarm_jax.stage.codec import make_boundary_codec
 from swarm_jax.stage.programs import StagePrograms, make_stage_programs
 
 NUM_LAYERS, MODEL_DIM, VOCAB_SIZE = 4, 6, 11
@@ -82,12 +82,15 @@ def cast_to(dtype, params):
 
 
 @functools.cache
-def make_programs(dtype, first_layer, num_layers):
+def make_programs(dtype, first_layer, num_layers, wires):
+    stage = ToyStage(first_layer, num_layers)
+    codec = make_boundary_codec(wires, (*TOKENS_SHAPE, MODEL_DIM), dtype)
     return make_stage_programs(
-        ToyStage(first_layer, num_layers),
+        stage,
         functools.partial(cast_to, dtype),
-        make_codec(dtype, (*TOKENS_SHAPE, MODEL_DIM), dtype),
         optax.adamw(1e-2),
+        input_codec=None if stage.is_first else codec,
+        output_codec=None if stage.is_last else codec,
         tokens_shape=TOKENS_SHAPE,
         clip_norm=0.5,
     )
@@ -95,16 +98,18 @@ def make_programs(dtype, first_layer, num_layers):
 
 @pytest.fixture(scope="session")
 def make_stages():
-    """``make(layers_per_stage, dtype) -> list[Stage]``, initialised from seed 7.
+    """``make(layers_per_stage, dtype, wires) -> list[Stage]``, initialised from seed 7.
 
+    ``wires`` are of activations and gradients; by default they have the dtype.
     Body stages of one size share their programs, which are compiled once per session.
     """
 
-    def make(layers_per_stage, dtype="float32"):
+    def make(layers_per_stage, dtype="float32", wires=None):
         stages, first_layer = [], 0
         for index, num_layers in enumerate(layers_per_stage):
             in_body = 0 < index < len(layers_per_stage) - 1
-            programs = make_programs(dtype, 1 if in_body else first_layer, num_layers)
+            place = 1 if in_body else first_layer, num_layers
+            programs = make_programs(dtype, *place, wires or (dtype, dtype))
             params = ToyStage(first_layer, num_layers).init(7)
             stages.append(Stage(programs, params))
             first_layer += num_layers

@@ -9,7 +9,7 @@ import pytest
 
 from models import functional
 from models.config import GPTConfig
-from swarm_jax.stage.codec import make_codec
+from swarm_jax.stage.codec import make_boundary_codec
 from swarm_jax.stage.programs import make_stage_programs
 
 
@@ -186,8 +186,9 @@ def test_residuals_hold_activations_and_no_parameters(dtype):
     programs = make_stage_programs(
         functions,
         functools.partial(functional.cast_params, model),
-        make_codec(dtype, (batch, length, width), dtype),
         optax.adamw(1e-2),
+        input_codec=None,
+        output_codec=make_boundary_codec((dtype,) * 2, (batch, length, width), dtype),
         tokens_shape=(batch, length),
         clip_norm=None,
     )
