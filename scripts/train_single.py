@@ -91,9 +91,14 @@ def train(args, config) -> None:
         print(run.add_step(step=done.number, step_s=done.step_s, **record), flush=True)
     if args.save_parameters is not None:
         export.save_layers(args.save_parameters, functional.to_layers(done.params, 0))
-    run.finish(
-        bigram_loss=data.bigram_loss(), parameters=flops.parameter_count(config.model)
-    )
+    summary = {
+        "bigram_loss": data.bigram_loss(),
+        "parameters": flops.parameter_count(config.model),
+    }
+    if args.simulate_wire:
+        wire_bytes = wiring.bytes_per_token_per_boundary(config)
+        summary["bytes_per_token_per_boundary"] = wire_bytes
+    run.finish(**summary)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -80,9 +82,30 @@ def _boundary_codec(config: ExperimentConfig, stage: int) -> BoundaryCodec | Non
     if stage in (0, config.swarm.num_stages):
         return None
     model = config.model
-    shape_BLD = config.swarm.microbatch_size, model.sequence_length, model.model_dim
+    width = model.width_after(stage_layers(config)[stage].first_layer)
+    shape_BLD = config.swarm.microbatch_size, model.sequence_length, width
     dtype = functional.resolve_dtype(model).name
     return make_boundary_codec(config.swarm.wires, shape_BLD, dtype)
+
+
+def bytes_per_token_per_boundary(config: ExperimentConfig) -> float | None:
+    """What the codecs make of a token at a boundary, one way.
+
+    Returns:
+        The mean over both ways and all boundaries; None for one stage.
+    """
+    boundaries = range(1, config.swarm.num_stages)
+    if not boundaries:
+        return None
+    codecs = [_boundary_codec(config, stage) for stage in boundaries]
+    one_way = [codec for both in codecs for codec in (both.activations, both.gradients)]
+    tokens = config.swarm.microbatch_size * config.model.sequence_length
+    total = sum(
+        jnp.dtype(dtype).itemsize * math.prod(shape)
+        for codec in one_way
+        for dtype, shape in codec.specs
+    )
+    return total / tokens / len(one_way)
 
 
 def make_compute(

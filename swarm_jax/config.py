@@ -8,14 +8,13 @@ import ast
 import dataclasses
 import difflib
 import hashlib
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from swarm_jax.config_file import load_module
 from swarm_jax.errors import ConfigError
 
 OPTIMIZERS = ("adamw",)
@@ -412,27 +411,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def load_module(path: str | Path) -> ModuleType:
-    """The module that a config file is.
-
-    Raises:
-        ConfigError: No such file, or it has no ``get_config``.
-    """
-    path = Path(path)
-    if not path.is_file():
-        known = (
-            ", ".join(sorted(str(p) for p in Path("configs").glob("*.py"))) or "none"
-        )
-        raise ConfigError(f"No config file {path}. Found here: {known}")
-    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} has no function get_config()")
-    return module
 
 
 def override(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:

@@ -12,7 +12,8 @@ TOP = ("configs", "models", "scripts", "swarm_jax")
 ARROWS = {
     "swarm_jax/__init__.py": (),
     "swarm_jax/errors.py": (),
-    "swarm_jax/config.py": ("swarm_jax.errors",),
+    "swarm_jax/config.py": ("swarm_jax.config_file", "swarm_jax.errors"),
+    "swarm_jax/config_file.py": ("swarm_jax.errors",),
     "swarm_jax/metrics.py": ("swarm_jax.errors",),
     "swarm_jax/core/": ("swarm_jax.core", "swarm_jax.errors"),
     "swarm_jax/stage/": ("swarm_jax.stage", "swarm_jax.errors"),
@@ -40,6 +41,7 @@ ARROWS = {
     "swarm_jax/launcher/": (
         "swarm_jax.launcher",
         "swarm_jax.config",
+        "swarm_jax.config_file",
         "swarm_jax.metrics",
         "swarm_jax.errors",
     ),

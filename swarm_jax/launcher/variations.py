@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from swarm_jax.config import ExperimentConfig, leaves, load_config, load_module
+from swarm_jax.config import ExperimentConfig, leaves, load_config
+from swarm_jax.config_file import load_module
 from swarm_jax.errors import ConfigError
 
 ALL = "all"
