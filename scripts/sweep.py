@@ -36,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     console = Console(highlight=False, markup=False, soft_wrap=True)
     with workdir.locked(args.workdir):
-        failed = sweep.run(variations, console.print)
+        try:
+            failed = sweep.run(variations, console.print)
+        except KeyboardInterrupt:
+            console.print("Stopped. The same command goes on with what is not done")
+            raise
         rows = read_rows([(v, sweep.folder(v)) for v in variations])
         if rows:
             report(args, rows, console)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swarm_jax.errors import Diverged
-from swarm_jax.launcher import flags
+from swarm_jax.launcher import flags, imports
 from swarm_jax.metrics import SingleRun, make_workdir, write_run_config
 
 
@@ -44,12 +44,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(args, config) -> None:
     """Trains to the end; writes metrics, summary and parameters."""
-    import jax
+    with imports.many():
+        import jax
 
-    from models import flops, functional, schedule
-    from scripts import wiring
-    from swarm_jax.data.dataset import open_dataset
-    from swarm_jax.stage import export, whole_model
+        from models import flops, functional, schedule
+        from scripts import wiring
+        from swarm_jax.data.dataset import open_dataset
+        from swarm_jax.stage import export, whole_model
 
     wiring.prepare_jax(config)
     data = open_dataset(config, args.cache_dir)

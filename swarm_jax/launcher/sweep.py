@@ -71,7 +71,7 @@ class Sweep:
         """Runs what is not done. Leaves no process behind, however it ends.
 
         Args:
-            say: Told of every run that ends.
+            say: Told what there is to do, and of every run that ends.
 
         Returns:
             Those that failed.
@@ -81,13 +81,14 @@ class Sweep:
                 device.
         """
         waiting = [v for v in variations if not self.is_done(v)]
-        if len(waiting) < len(variations):
-            done = len(variations) - len(waiting)
-            say(f"{done} of {len(variations)} runs are done already")
+        say(
+            f"{len(variations) - len(waiting)} of {len(variations)} runs are done, "
+            f"{self.parallel} at a time; logs: {self._logs}"
+        )
         environments = peer_environments(self.device, self.parallel, self.cache_dir)
         failed = []
         exit_on_signals()
-        with Processes(self.workdir / self.runner / "logs") as processes:
+        with Processes(self._logs) as processes:
             ends = self._ends(processes, waiting, environments)
             for count, (variation, child) in enumerate(ends, start=1):
                 if child.exit_code == 0 and self.is_done(variation):
@@ -96,6 +97,10 @@ class Sweep:
                     failed.append(child)
                     say(f"[{count}/{len(waiting)}] FAILED: {child.obituary()}")
         return failed
+
+    @property
+    def _logs(self) -> Path:
+        return self.workdir / self.runner / "logs"
 
     def _ends(
         self,

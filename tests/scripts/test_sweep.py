@@ -144,7 +144,7 @@ def test_done_runs_are_not_run_again(sweep, tmp_path):
     assert sweep(failing=[NAMES[1]])[0] == 1
     (tmp_path / "started").unlink()
     code, output = sweep()
-    assert code == 0 and "3 of 4 runs are done already" in output
+    assert code == 0 and "3 of 4 runs are done, 1 at a time" in output
     assert started(tmp_path) == [NAMES[1]]
     assert rows(output)["ffn_dim=512"][:2] == ["2", "2.2000 +- 0.1414"]
 
