@@ -92,14 +92,9 @@ def train(args, config) -> None:
         print(run.add_step(step=done.number, step_s=done.step_s, **record), flush=True)
     if args.save_parameters is not None:
         export.save_layers(args.save_parameters, functional.to_layers(done.params, 0))
-    summary = {
-        "bigram_loss": data.bigram_loss(),
-        "parameters": flops.parameter_count(config.model),
-    }
-    if args.simulate_wire:
-        wire_bytes = wiring.bytes_per_token_per_boundary(config)
-        summary["bytes_per_token_per_boundary"] = wire_bytes
-    run.finish(**summary)
+    wires = wiring.bytes_on_wires(config) if args.simulate_wire else {}
+    parameters = flops.parameter_count(config.model)
+    run.finish(bigram_loss=data.bigram_loss(), parameters=parameters, **wires)
 
 
 if __name__ == "__main__":

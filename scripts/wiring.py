@@ -20,6 +20,7 @@ from swarm_jax.stage.ahead import compile_ahead
 from swarm_jax.stage.checkpoints import CheckpointFolder
 from swarm_jax.stage.codec import (
     BoundaryCodec,
+    Codec,
     make_boundary_codec,
     straight_through,
 )
@@ -88,24 +89,31 @@ def _boundary_codec(config: ExperimentConfig, stage: int) -> BoundaryCodec | Non
     return make_boundary_codec(config.swarm.wires, shape_BLD, dtype)
 
 
-def bytes_per_token_per_boundary(config: ExperimentConfig) -> float | None:
-    """What the codecs make of a token at a boundary, one way.
+def bytes_on_wires(config: ExperimentConfig) -> dict[str, float]:
+    """What the codecs make of a token: figures for a run's summary.
 
     Returns:
-        The mean over both ways and all boundaries; None for one stage.
+        Means over the boundaries, there and back; nothing for one stage. (A swarm,
+        which measures them, sends the targets along: 4 bytes more there.)
     """
     boundaries = range(1, config.swarm.num_stages)
-    if not boundaries:
-        return None
     codecs = [_boundary_codec(config, stage) for stage in boundaries]
-    one_way = [codec for both in codecs for codec in (both.activations, both.gradients)]
     tokens = config.swarm.microbatch_size * config.model.sequence_length
-    total = sum(
-        jnp.dtype(dtype).itemsize * math.prod(shape)
-        for codec in one_way
-        for dtype, shape in codec.specs
-    )
-    return total / tokens / len(one_way)
+    ways = {
+        "activation": [codec.activations for codec in codecs],
+        "gradient": [codec.gradients for codec in codecs],
+    }
+    return {
+        f"{name}_bytes_per_token_per_boundary": (
+            sum(map(_encoded_bytes, way)) / len(way) / tokens
+        )
+        for name, way in ways.items()
+        if way
+    }
+
+
+def _encoded_bytes(codec: Codec) -> int:
+    return sum(jnp.dtype(dtype).itemsize * math.prod(s) for dtype, s in codec.specs)
 
 
 def make_compute(

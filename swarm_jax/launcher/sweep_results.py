@@ -15,6 +15,8 @@ from rich.table import Table
 from swarm_jax.launcher.runs import load_run
 from swarm_jax.launcher.variations import Variation
 
+UNITS = "Losses are nats per token, bytes per token and boundary between stages."
+
 WIDE = 10_000
 """Columns of a page on which no row is broken."""
 
@@ -42,8 +44,8 @@ class Row:
         train_loss, validation_loss: At the last step, nats per token.
         tokens_per_s: Mean over the runs, each without its first steps
             (``runs.COMPILING_STEPS``).
-        bytes_per_token: That cross one boundary of stages, one way (mean over both
-            ways and all boundaries).
+        bytes_there, bytes_back: Of activations and of their gradients, per token and
+            boundary between stages.
         parameters: Of the whole model.
     """
 
@@ -52,7 +54,8 @@ class Row:
     train_loss: Spread
     validation_loss: Spread | None
     tokens_per_s: float
-    bytes_per_token: float | None
+    bytes_there: float | None
+    bytes_back: float | None
     parameters: int | None
 
 
@@ -70,7 +73,7 @@ def read_rows(runs: Sequence[tuple[Variation, Path]]) -> list[Row]:
 
 
 def results_table(rows: Sequence[Row], style: box.Box = box.HEAVY_HEAD) -> Table:
-    """A row for each label; losses are nats per token, mean +- standard deviation."""
+    """A row for each label: mean and standard deviation over its seeds."""
     table = Table(box=style)
     table.add_column("variant", no_wrap=True)
     for name in (
@@ -78,7 +81,8 @@ def results_table(rows: Sequence[Row], style: box.Box = box.HEAVY_HEAD) -> Table
         "train loss",
         "validation loss",
         "tokens/s",
-        "bytes per token and boundary",
+        "bytes there",
+        "and back",
         "parameters",
     ):
         table.add_column(name, justify="right")
@@ -89,39 +93,45 @@ def results_table(rows: Sequence[Row], style: box.Box = box.HEAVY_HEAD) -> Table
             _spread_text(row.train_loss),
             _spread_text(row.validation_loss),
             _number(row.tokens_per_s),
-            _number(row.bytes_per_token),
+            _number(row.bytes_there),
+            _number(row.bytes_back),
             _number(row.parameters),
         )
     return table
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The same table for a page."""
+    """The same table for a page, with its units."""
     page = Console(file=io.StringIO(), width=WIDE, color_system=None)
     page.print(results_table(rows, box.MARKDOWN))
     lines = page.file.getvalue().splitlines()
-    return "\n".join(line.strip() for line in lines if line.strip()) + "\n"
+    table = [line.strip() for line in lines if line.strip()]
+    return "\n".join([*table, "", UNITS, ""])
 
 
 def _row(label: str, folders: Sequence[Path]) -> Row:
     summaries = [json.loads((f / "summary.json").read_text()) for f in folders]
-    validated = _all(summaries, "validation_loss")
-    wires = _all(summaries, "bytes_per_token_per_boundary")
     return Row(
         label=label,
         folders=tuple(map(str, folders)),
-        train_loss=Spread.of([s["final_train_loss"] for s in summaries]),
-        validation_loss=Spread.of(validated) if validated else None,
+        train_loss=_spread(summaries, "final_train_loss"),
+        validation_loss=_spread(summaries, "validation_loss"),
         tokens_per_s=statistics.fmean(load_run(f).tokens_per_s for f in folders),
-        bytes_per_token=statistics.fmean(wires) if wires else None,
+        bytes_there=_mean(summaries, "activation_bytes_per_token_per_boundary"),
+        bytes_back=_mean(summaries, "gradient_bytes_per_token_per_boundary"),
         parameters=summaries[0].get("parameters"),
     )
 
 
-def _all(summaries: Sequence[dict[str, Any]], key: str) -> list[float]:
-    """A figure of all runs, or nothing where one did not give it."""
+def _spread(summaries: Sequence[dict[str, Any]], key: str) -> Spread | None:
+    """Of a figure that all runs gave; else None."""
     values = [summary.get(key) for summary in summaries]
-    return [] if None in values else values
+    return None if None in values else Spread.of(values)
+
+
+def _mean(summaries: Sequence[dict[str, Any]], key: str) -> float | None:
+    spread = _spread(summaries, key)
+    return None if spread is None else spread.mean
 
 
 def _spread_text(spread: Spread | None) -> str:

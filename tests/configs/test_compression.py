@@ -80,8 +80,18 @@ def test_small_variants_build_stage_by_stage(name):
     ],
 )
 def test_bytes_that_cross_a_boundary(name, expected):
-    assert wiring.bytes_per_token_per_boundary(SMALL[name]) == expected
-    assert wiring.bytes_per_token_per_boundary(FULL["baseline"]) is None
+    figures = wiring.bytes_on_wires(SMALL[name])
+    assert list(figures.values()) == [expected, expected]
+
+
+def test_each_way_has_its_own_wire():
+    config = compression_small.variants()["maxout_4x_4stages"]
+    config.swarm.gradient_wire = "bfloat16"
+    assert wiring.bytes_on_wires(config) == {
+        "activation_bytes_per_token_per_boundary": 4 * 64,
+        "gradient_bytes_per_token_per_boundary": 2 * 64,
+    }
+    assert wiring.bytes_on_wires(FULL["baseline"]) == {}
 
 
 def test_all_train_on_the_same_tokens_with_one_optimizer():

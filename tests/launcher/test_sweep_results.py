@@ -4,11 +4,12 @@ import pytest
 
 from swarm_jax.config import load_config
 from swarm_jax.launcher.sweep_plot import plot
-from swarm_jax.launcher.sweep_results import Spread, markdown, read_rows
+from swarm_jax.launcher.sweep_results import UNITS, Spread, markdown, read_rows
 from swarm_jax.launcher.variations import Variation
 from swarm_jax.metrics import SingleRun
 
 CONFIG = load_config("configs/tiny.py")
+WAYS = ("activation", "gradient")
 
 
 @pytest.fixture
@@ -31,10 +32,11 @@ def make_run(tmp_path):
 
 
 def test_runs_of_one_label_are_one_row(make_run, tmp_path):
+    wires = {f"{way}_bytes_per_token_per_boundary": 64.0 for way in WAYS}
     runs = [
-        make_run("b", "b1", 2.0, parameters=10, bytes_per_token_per_boundary=64.0),
+        make_run("b", "b1", 2.0, parameters=10, **wires),
         make_run("a", "a1", 1.0, validated=False),
-        make_run("b", "b2", 3.0, parameters=10, bytes_per_token_per_boundary=64.0),
+        make_run("b", "b2", 3.0, parameters=10, **wires),
         (Variation("b", "b3", (), CONFIG), tmp_path / "not_done"),
     ]
     b, a = read_rows(runs)
@@ -44,16 +46,17 @@ def test_runs_of_one_label_are_one_row(make_run, tmp_path):
     assert b.train_loss.deviation == pytest.approx(0.5**0.5)
     assert b.validation_loss.mean == pytest.approx(3.0)
     assert b.tokens_per_s == pytest.approx(200)
-    assert (b.bytes_per_token, b.parameters) == (64.0, 10)
+    assert (b.bytes_there, b.bytes_back, b.parameters) == (64.0, 64.0, 10)
     assert a.validation_loss is None and a.train_loss == Spread(1.0, None)
-    assert (a.bytes_per_token, a.parameters) == (None, None)
+    assert (a.bytes_there, a.bytes_back, a.parameters) == (None, None, None)
 
 
 def test_the_page_shows_what_is_not_known_as_such(make_run):
     page = markdown(read_rows([make_run("long " * 30, "a", 1.0, validated=False)]))
-    assert len(page.splitlines()) == 3
-    cells = [cell.strip() for cell in page.splitlines()[2].split("|")]
-    assert cells[1:-1] == [("long " * 30).strip(), "1", "1.0000", "-", "200", "-", "-"]
+    _, _, row, *units = page.splitlines()
+    assert units == ["", UNITS]
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[1:-1] == [("long " * 30).strip(), "1", "1.0000", "-", "200", *"---"]
 
 
 @pytest.mark.parametrize("validated", [True, False])

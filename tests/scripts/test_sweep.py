@@ -45,7 +45,11 @@ run = SingleRun(args.workdir, steps=2, tokens=100)
 loss = 2 + config.seed / 10 + (config.model.ffn_dim == 1024)
 run.add_step(step=1, step_s=9.0, train_loss=loss + 1)
 run.add_step(step=2, step_s=0.5, train_loss=loss, validation_loss=loss / 2)
-run.finish(parameters=1000 * config.model.ffn_dim, bytes_per_token_per_boundary=68.5)
+run.finish(
+    parameters=1000 * config.model.ffn_dim,
+    activation_bytes_per_token_per_boundary=68.5,
+    gradient_bytes_per_token_per_boundary=1024.0,
+)
 '''
 
 VARY = ("--vary", "model.ffn_dim=512,1024", "--vary", "seed=1,3")
@@ -111,7 +115,8 @@ def test_runs_are_tabulated_by_what_they_vary(sweep, tmp_path):
     assert started(tmp_path) == NAMES
     for count, name in enumerate(NAMES, start=1):
         assert f"[{count}/4] {name}" in output
-    narrow = ["2", "2.2000 +- 0.1414", "1.1000 +- 0.0707", "200", "68.5", "512,000"]
+    narrow = ["2", "2.2000 +- 0.1414", "1.1000 +- 0.0707", "200"]
+    narrow += ["68.5", "1,024", "512,000"]
     assert rows(output)["ffn_dim=512"] == narrow
     assert rows(output)["ffn_dim=1024"][1] == "3.2000 +- 0.1414"
 
@@ -122,7 +127,7 @@ def test_runs_are_tabulated_by_what_they_vary(sweep, tmp_path):
     assert row["validation_loss"]["deviation"] == pytest.approx(0.0707, abs=1e-4)
     assert [Path(folder).name for folder in row["folders"]] == NAMES[:2]
 
-    header, line, first, _ = (tmp_path / "out" / "a.md").read_text().splitlines()
+    header, line, first, *_ = (tmp_path / "out" / "a.md").read_text().splitlines()
     assert header.startswith("| variant") and set(line) <= set("|-: ")
     assert [cell.strip() for cell in first.split("|")[2:-1]] == narrow
     assert (tmp_path / "out" / "a.png").read_bytes().startswith(b"\x89PNG")
