@@ -18,13 +18,7 @@ from rich.console import Console
 from swarm_jax.errors import ConfigError
 from swarm_jax.launcher import benchmark, flags, workdir
 from swarm_jax.launcher.sweep import RUNNERS, Sweep
-from swarm_jax.launcher.sweep_results import (
-    UNITS,
-    Row,
-    markdown,
-    read_rows,
-    results_table,
-)
+from swarm_jax.launcher.sweep_results import Row, markdown, read_rows, results_text
 from swarm_jax.launcher.variations import make_variations
 from swarm_jax.metrics import write_json
 
@@ -97,7 +91,7 @@ def parse(argv: Sequence[str] | None):
 
 def report(args, rows: Sequence[Row], console: Console) -> None:
     """Prints the table; writes what was asked for."""
-    console.print(results_table(rows), UNITS, sep="\n", soft_wrap=False)
+    console.print(results_text(rows))
     if args.json:
         figures = {
             "rows": [dataclasses.asdict(row) for row in rows],

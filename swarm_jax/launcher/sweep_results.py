@@ -18,7 +18,7 @@ from swarm_jax.launcher.variations import Variation
 UNITS = "Losses are nats per token, bytes per token and boundary between stages."
 
 WIDE = 10_000
-"""Columns of a page on which no row is broken."""
+"""Columns of a page on which no row is broken or cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,17 @@ def read_rows(runs: Sequence[tuple[Variation, Path]]) -> list[Row]:
     return [_row(label, folders) for label, folders in groups.items()]
 
 
-def results_table(rows: Sequence[Row], style: box.Box = box.HEAVY_HEAD) -> Table:
+def results_text(rows: Sequence[Row]) -> str:
+    """A table for people, with its units; lines are as long as they need to be."""
+    return "\n".join([*_lines(rows, box.HEAVY_HEAD), UNITS])
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The same table for a page."""
+    return "\n".join([*_lines(rows, box.MARKDOWN), "", UNITS, ""])
+
+
+def _lines(rows: Sequence[Row], style: box.Box) -> list[str]:
     """A row for each label: mean and standard deviation over its seeds."""
     table = Table(box=style)
     table.add_column("variant", no_wrap=True)
@@ -97,16 +107,9 @@ def results_table(rows: Sequence[Row], style: box.Box = box.HEAVY_HEAD) -> Table
             _number(row.bytes_back),
             _number(row.parameters),
         )
-    return table
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """The same table for a page, with its units."""
     page = Console(file=io.StringIO(), width=WIDE, color_system=None)
-    page.print(results_table(rows, box.MARKDOWN))
-    lines = page.file.getvalue().splitlines()
-    table = [line.strip() for line in lines if line.strip()]
-    return "\n".join([*table, "", UNITS, ""])
+    page.print(table)
+    return [line.strip() for line in page.file.getvalue().splitlines() if line.strip()]
 
 
 def _row(label: str, folders: Sequence[Path]) -> Row:

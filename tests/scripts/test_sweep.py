@@ -75,7 +75,7 @@ def start(tmp_path):
             env={
                 **os.environ,
                 "PYTHONPATH": str(REPOSITORY),
-                "COLUMNS": "150",
+                "COLUMNS": "40",
                 "TOGETHER": str(together),
                 "FAILING": " ".join(failing),
             },
