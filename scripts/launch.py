@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_device(parser, default="cpu")
     flags.add_tensorboard(parser)
     flags.add_cache_dir(parser)
+    flags.add_die_with_parent(parser)
     args = parser.parse_args(argv)
     if args.peers_per_stage < 1:
         raise ConfigError(f"--peers-per-stage {args.peers_per_stage}: use 1 or more")

@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_start(parser)
     flags.add_device(parser)
     flags.add_cache_dir(parser)
+    flags.add_die_with_parent(parser)
     args = parser.parse_args(argv)
     config = flags.experiment(args)
     flags.use_device("cpu")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swarm_jax.errors import Diverged
-from swarm_jax.launcher import flags
+from swarm_jax.launcher import flags, imports
 from swarm_jax.metrics import SingleRun, make_workdir, write_run_config
 
 
@@ -45,10 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(args, config) -> None:
     """Trains to the end; writes metrics, summary and parameters."""
-    from models import flops, functional
-    from scripts import memory, wiring
-    from swarm_jax.data.dataset import open_dataset
-    from swarm_jax.stage import export, whole_model
+    with imports.many():
+        from models import flops, functional, schedule
+        from scripts import memory, wiring
+        from swarm_jax.data.dataset import open_dataset
+        from swarm_jax.stage import export, whole_model
 
     wiring.prepare_jax(config)
     data = open_dataset(config, args.cache_dir)
@@ -65,28 +66,36 @@ def train(args, config) -> None:
     def microbatches(step):
         return [data.microbatch(step, index) for index in indices]
 
+    every = config.validation.every_steps or config.steps
+    validated_steps = {*range(every, config.steps, every), config.steps}
     run = SingleRun(args.workdir, steps=config.steps)
-    learning_rate = wiring.make_schedule_of(config)
     for done in whole_model.train(
-        step, params, init_optimizer(params), microbatches, config.steps
+        step,
+        params,
+        init_optimizer(params),
+        microbatches,
+        config.steps,
+        wants_params=validated_steps.__contains__,
     ):
         if not math.isfinite(done.train_loss):
             raise Diverged(f"step {done.number}: the loss is {done.train_loss}")
         record = {
             "train_loss": done.train_loss,
             "gradient_norm": done.gradient_norm,
-            "learning_rate": learning_rate(done.number - 1),
+            "learning_rate": schedule.learning_rate(
+                config.optimizer, done.number - 1, config.steps
+            ),
             "tokens": data.step_loss_tokens(done.number - 1),
             **memory.peaks(),
         }
-        every = config.validation.every_steps
-        if done.number == config.steps or (every and done.number % every == 0):
+        if done.params is not None:
             record |= {metric: loss(done.params) for metric, loss in validate.items()}
         print(run.add_step(step=done.number, step_s=done.step_s, **record), flush=True)
     if args.save_parameters is not None:
         export.save_layers(args.save_parameters, functional.to_layers(done.params, 0))
-    size = flops.parameter_count(config.model)
-    run.finish(bigram_loss=data.bigram_loss(), parameters=size, **memory.peaks())
+    figures = wiring.bytes_on_wires(config) if args.simulate_wire else {}
+    figures |= {"parameters": flops.parameter_count(config.model)}
+    run.finish(bigram_loss=data.bigram_loss(), **figures, **memory.peaks())
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -20,6 +22,7 @@ from swarm_jax.stage.ahead import compile_ahead
 from swarm_jax.stage.checkpoints import CheckpointFolder
 from swarm_jax.stage.codec import (
     BoundaryCodec,
+    Codec,
     make_boundary_codec,
     straight_through,
 )
@@ -27,7 +30,7 @@ from swarm_jax.stage.compute import StageCompute
 from swarm_jax.stage.export import save_layers
 from swarm_jax.stage.inline import InlineCompute
 from swarm_jax.stage.layered import LayeredState
-from swarm_jax.stage.optimizer import make_optimizer, make_schedule
+from swarm_jax.stage.optimizer import make_optimizer
 from swarm_jax.stage.programs import StagePrograms, make_stage_programs
 from swarm_jax.stage.saved_stage import SavedStage
 from swarm_jax.stage.threaded import ThreadedCompute
@@ -88,6 +91,33 @@ def _boundary_codec(config: ExperimentConfig, stage: int) -> BoundaryCodec | Non
     shape_BLD = config.swarm.microbatch_size, model.sequence_length, width
     dtype = functional.resolve_dtype(model).name
     return make_boundary_codec(config.swarm.wires, shape_BLD, dtype)
+
+
+def bytes_on_wires(config: ExperimentConfig) -> dict[str, float]:
+    """What the codecs make of a token: figures for a run's summary.
+
+    Returns:
+        Means over the boundaries, there and back; nothing for one stage. (A swarm,
+        which measures them, sends the targets along: 4 bytes more there.)
+    """
+    boundaries = range(1, config.swarm.num_stages)
+    codecs = [_boundary_codec(config, stage) for stage in boundaries]
+    tokens = config.swarm.microbatch_size * config.model.sequence_length
+    ways = {
+        "activation": [codec.activations for codec in codecs],
+        "gradient": [codec.gradients for codec in codecs],
+    }
+    return {
+        f"{name}_bytes_per_token_per_boundary": (
+            sum(map(_encoded_bytes, way)) / len(way) / tokens
+        )
+        for name, way in ways.items()
+        if way
+    }
+
+
+def _encoded_bytes(codec: Codec) -> int:
+    return sum(jnp.dtype(dtype).itemsize * math.prod(s) for dtype, s in codec.specs)
 
 
 def make_compute(
@@ -190,12 +220,6 @@ def make_checkpoints(
         num_stages=config.swarm.num_stages,
         config=to_dict(config),
     )
-
-
-def make_schedule_of(config: ExperimentConfig) -> Callable[[int], float]:
-    """The learning rate by step, counted from 0."""
-    schedule = make_schedule(config.optimizer, config.steps)
-    return lambda step: float(schedule(step))
 
 
 def make_control(config: ExperimentConfig, *, simulate_wire: bool = False):

@@ -1,6 +1,7 @@
 """SWARM parallelism in JAX: train a model that no single machine of yours can hold.
 
 config.py    typed experiment schema, loader, fingerprints
+config_file.py  config files as modules
 errors.py    exception tree
 metrics.py   JSON-lines metrics, every name with its unit
 core/        pure logic: ids, ledger, router, step closing. No I/O, no clock, no jax

@@ -8,9 +8,8 @@ import ast
 import dataclasses
 import difflib
 import hashlib
-import importlib.util
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from swarm_jax.config_checks import at_least as _at_least
 from swarm_jax.config_checks import one_of as _one_of
 from swarm_jax.config_checks import positive as _positive
+from swarm_jax.config_file import load_module
 from swarm_jax.data_config import DataConfig, ValidationConfig
 from swarm_jax.errors import ConfigError
 
@@ -373,14 +373,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     Raises:
         ConfigError: No such file or field, or a value that cannot work.
     """
-    path = Path(path)
-    if not path.is_file():
-        known = (
-            ", ".join(sorted(str(p) for p in Path("configs").glob("*.py"))) or "none"
-        )
-        raise ConfigError(f"No config file {path}. Found here: {known}")
     try:
-        config = _get_config(path)()
+        config = load_module(path).get_config()
         return override(config, dict(_parse(text) for text in overrides)).check()
     except ConfigError:
         raise
@@ -436,16 +430,6 @@ def _parse(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
-
-
-def _get_config(path: Path) -> Callable[[], ExperimentConfig]:
-    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} has no function get_config()")
-    return module.get_config
 
 
 def _fingerprint(value: Any) -> str:

@@ -16,9 +16,11 @@ ARROWS = {
     "swarm_jax/data_config.py": ("swarm_jax.config_checks", "swarm_jax.errors"),
     "swarm_jax/config.py": (
         "swarm_jax.config_checks",
+        "swarm_jax.config_file",
         "swarm_jax.data_config",
         "swarm_jax.errors",
     ),
+    "swarm_jax/config_file.py": ("swarm_jax.errors",),
     "swarm_jax/metrics.py": ("swarm_jax.errors",),
     "swarm_jax/core/": ("swarm_jax.core", "swarm_jax.errors"),
     "swarm_jax/stage/": ("swarm_jax.stage", "swarm_jax.errors"),
@@ -51,6 +53,7 @@ ARROWS = {
     "swarm_jax/launcher/": (
         "swarm_jax.launcher",
         "swarm_jax.config",
+        "swarm_jax.config_file",
         "swarm_jax.metrics",
         "swarm_jax.errors",
     ),

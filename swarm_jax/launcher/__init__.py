@@ -19,5 +19,9 @@ summary.py       the table at its end
 runs.py          reads the metrics of a run
 compare.py       several runs side by side: table and curves
 benchmark.py     tokens per second of two ways to train, in turn
+variations.py    which runs a sweep consists of: fields, named variants
+sweep.py         runs them, several at a time
+sweep_results.py  means over seeds: table, page
+sweep_plot.py    their losses as a picture
 checkpoint_times.py  what saving and moving cost a swarm
 """

@@ -82,10 +82,11 @@ def make_train_step(
 class Step:
     """Attributes:
     number: Counted from 1.
-    params: After the update; the next step takes their buffers.
+    params: After the update; None unless they were asked for. The next step takes
+        their buffers.
     train_loss: Mean over the step's loss tokens, before the update.
     gradient_norm: Before clipping.
-    step_s: Wall time.
+    step_s: Wall time since the end of the step before.
     """
 
     number: int
@@ -101,23 +102,53 @@ def train(
     opt_state: Any,
     microbatches: Callable[[int], Sequence[Microbatch]],
     steps: int,
+    *,
+    wants_params: Callable[[int], bool],
 ) -> Iterator[Step]:
     """Trains, and yields after every step.
+
+    The figures of a step are read when the next one has been given to the device, so
+    that it never waits for the host; after a step whose parameters are wanted it does.
 
     Args:
         step: From ``make_train_step``.
         microbatches: Of a step, counted from 0. It is called while the device is busy
             with the step before.
+        wants_params: Whether those of a step, counted from 1, are to be yielded. They
+            always are after the last.
     """
     batch = _join(microbatches(0))
+    reader, unread = _Reader(), None
     for number in range(1, steps + 1):
-        started_s = time.perf_counter()
-        params, opt_state, loss, gradient_norm = step(params, opt_state, *batch)
+        params, opt_state, *figures = step(params, opt_state, *batch)
         if number < steps:
             batch = _join(microbatches(number))
-        loss, gradient_norm = float(loss), float(gradient_norm)
-        step_s = time.perf_counter() - started_s
-        yield Step(number, params, loss, gradient_norm, step_s)
+        if unread is not None:
+            yield reader.read(*unread)
+        unread = number, *figures
+        if number == steps or wants_params(number):
+            yield reader.read(*unread, params)
+            reader.restart()
+            unread = None
+
+
+class _Reader:
+    """Waits for the figures of steps, and takes the time between their ends."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        """Leaves out what was done since the last step was read."""
+        self._ended_s = time.perf_counter()
+
+    def read(
+        self, number: int, loss: jax.Array, gradient_norm: jax.Array, params: Any = None
+    ) -> Step:
+        train_loss, gradient_norm = float(loss), float(gradient_norm)
+        began_s, self._ended_s = self._ended_s, time.perf_counter()
+        step_s = self._ended_s - began_s
+        return Step(number, params, train_loss, gradient_norm, step_s)
 
 
 def make_validation(

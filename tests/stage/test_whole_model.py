@@ -4,7 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from swarm_jax.stage.whole_model import make_train_step
+from swarm_jax.data.dataset import Microbatch
+from swarm_jax.stage.whole_model import make_train_step, train
 
 
 def loss(params, inputs_BL, targets_BL):
@@ -45,3 +46,47 @@ def test_step_follows_the_mean_gradient_over_loss_tokens(
     assert float(updated["slope"]) == pytest.approx(0.5 - rate * slope, rel=1e-5)
     assert float(updated["offset"]) == pytest.approx(-1.0 - rate * offset, rel=1e-5)
     assert jax.tree.structure(updated) == jax.tree.structure({"slope": 0, "offset": 0})
+
+
+class Device:
+    """A stand-in for a step on a device: says what the host did, in order."""
+
+    def __init__(self):
+        self.events = []
+
+    def step(self, params, opt_state, inputs_NL, targets_NL):
+        self.events.append(f"start {params + 1}")
+        return params + 1, opt_state, self.figure(params + 1), self.figure(0)
+
+    def figure(self, number):
+        device = self
+
+        class Figure:
+            def __float__(self):
+                if number:
+                    device.events.append(f"read {number}")
+                return float(number)
+
+        return Figure()
+
+
+def test_a_step_is_given_to_the_device_before_the_one_before_it_is_read():
+    device = Device()
+    tokens_BL = np.zeros((1, 2), np.int32)
+    microbatch = Microbatch(tokens_BL, tokens_BL, loss_tokens=2)
+    steps = []
+    for step in train(
+        device.step, 0, None, lambda _: [microbatch], 5, wants_params=lambda n: n == 3
+    ):
+        device.events.append(f"yielded {step.number}")
+        steps.append(step)
+    assert device.events == [
+        *("start 1", "start 2", "read 1", "yielded 1"),
+        *("start 3", "read 2", "yielded 2"),
+        *("read 3", "yielded 3"),
+        *("start 4", "start 5", "read 4", "yielded 4"),
+        *("read 5", "yielded 5"),
+    ]
+    assert [step.params for step in steps] == [None, None, 3, None, 5]
+    assert [step.train_loss for step in steps] == [1, 2, 3, 4, 5]
+    assert all(step.step_s > 0 for step in steps)
