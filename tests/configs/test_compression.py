@@ -69,6 +69,19 @@ def test_small_variants_build_stage_by_stage(name):
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["baseline", "int8_4stages", "maxout_4x_2stages_dynamic8", "shared_4stages"],
+)
+def test_small_variants_have_a_gradient_through_their_wires(name):
+    config = SMALL[name]
+    functions, *_ = wiring.make_control(config, simulate_wire=True)
+    params = jax.eval_shape(lambda: functions.init(0))
+    tokens_BL = jax.ShapeDtypeStruct((32, 256), jnp.int32)
+    gradients = jax.eval_shape(jax.grad(functions.loss), params, tokens_BL, tokens_BL)
+    assert gradients == params
+
+
+@pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("baseline", 4 * 256),
