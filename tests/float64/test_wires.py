@@ -9,7 +9,7 @@ import pytest
 
 from tests.float64.plain import check_equal, make_config, train, train_plainly
 
-WIRES = [("int8", None), ("dynamic8", "int8"), ("bfloat16", "dynamic8")]
+WIRES = [("int8", "dynamic8"), ("dynamic8", "int8")]
 
 
 def config_of(wire, gradient_wire):
@@ -28,14 +28,11 @@ def test_a_swarm_trains_as_the_control_that_simulates_its_wires(wires, plain):
     np.testing.assert_allclose(losses, plain_losses, rtol=0.01)
 
 
-@pytest.mark.parametrize("wires", [("float64", "int8"), ("int8", "float64")])
-def test_each_direction_has_its_own_codec(wires, plain):
-    losses, _ = train_plainly(config_of(*wires), simulate_wire=True)
-    same = [
-        ours == pytest.approx(theirs, rel=1e-12)
-        for ours, theirs in zip(losses, plain[0], strict=True)
-    ]
-    assert same[0] == (wires[0] == "float64") and not same[-1]
+def test_gradients_have_a_codec_of_their_own(plain):
+    """The first loss is taken before any gradient has been used."""
+    losses, _ = train_plainly(config_of("float64", "int8"), simulate_wire=True)
+    same = np.isclose(losses, plain[0], rtol=1e-12, atol=0.0)
+    assert same[0] and not same[-1]
 
 
 def test_a_wire_that_loses_nothing_changes_nothing(plain):

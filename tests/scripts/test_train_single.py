@@ -102,3 +102,13 @@ def test_a_typo_is_answered_before_anything_is_written(arguments, tmp_path):
     with pytest.raises(ConfigError, match="Did you mean 'steps'"):
         train_single.main([*arguments, "--config.stepps=4"])
     assert not (tmp_path / "run").exists()
+
+
+def test_simulated_wires_change_what_is_trained_and_are_asked_for(arguments, tmp_path):
+    wires = ["--config.swarm.num_stages=2", "--config.swarm.wire=int8"]
+    losses = []
+    for more in ([], ["--simulate_wire"]):
+        train_single.main([*arguments, *wires, "--config.steps=1", *more])
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        losses.append(summary["final_train_loss"])
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.01)
