@@ -31,12 +31,11 @@ class HalfMasked(RandomTokens):
 
 
 def documents(config, folder):
-    """Packed documents, most of them shorter than a sequence."""
+    """Packed documents, shorter and longer than a sequence of 4 tokens."""
     for name, count in (("corpus", 60), ("other", 20)):
         (folder / name).mkdir()
         for i in range(count):
-            (folder / name / f"{i}.txt").write_text(f"{name} {i}! " * (i % 4))
-    config.model.sequence_length = 24
+            (folder / name / f"{i}.txt").write_text(f"{i}{name}"[: i % 7])
     config.data.corpus = f"files:{folder}/corpus"
     config.data.packing = "documents"
     config.validation.sets = (f"other=files:{folder}/other",)

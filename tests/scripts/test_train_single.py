@@ -79,6 +79,8 @@ def test_writes_metrics_summary_config_and_parameters(arguments, tmp_path, capsy
 
 
 def test_masked_targets_and_further_validation_sets(arguments, tmp_path, capsys):
+    for number in range(100):
+        (tmp_path / "corpus" / f"short{number}.txt").write_text(f"short {number}")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x.txt").write_text("Lorem ipsum. " * 40)
     (tmp_path / "other" / "y.txt").write_text("Dolor sit amet. " * 40)
@@ -89,8 +91,8 @@ def test_masked_targets_and_further_validation_sets(arguments, tmp_path, capsys)
     train_single.main([*arguments, *more])
     run = tmp_path / "run"
     records = list(read_records(run / "metrics" / "trainer.jsonl"))
-    assert {record["tokens"] for record in records} != {4 * 16}
     assert all(0 < record["tokens"] <= 4 * 16 for record in records)
+    assert any(record["tokens"] < 4 * 16 for record in records)
     assert all(4 < record["train_loss"] < 7 for record in records)
     summary = json.loads((run / "summary.json").read_text())
     other = summary["validation_loss/other"]
