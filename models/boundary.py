@@ -48,7 +48,19 @@ class Compress(nnx.Module):
         if self.kind == "bottleneck":
             return self.output_norm(self.input(x_BLD))
         x_BLCK = x_BLD.reshape(*x_BLD.shape[:2], self.narrow, -1)
-        return self.output_norm(jnp.max(x_BLCK, axis=-1))
+        return self.output_norm(_largest(x_BLCK))
+
+
+def _largest(x_BLCK: jax.Array) -> jax.Array:
+    """The largest of the last axis; its gradient goes to that place alone.
+
+    That of ``jnp.max`` goes to all that are equal to the maximum, divided by their
+    number. A compiler that computes the norm before it once more for the backward pass,
+    with another last bit, finds none that is, and gives NaN.
+    """
+    places_K = jnp.arange(x_BLCK.shape[-1])[None, None, None]
+    chosen_BLCK = jnp.argmax(x_BLCK, axis=-1, keepdims=True) == places_K
+    return jnp.sum(x_BLCK, axis=-1, where=chosen_BLCK)
 
 
 class Expand(nnx.Module):

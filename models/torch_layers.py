@@ -141,7 +141,7 @@ class Compress(nn.Module):
         if self.kind == "bottleneck":
             return self.output_norm(self.input(normed_BLD))
         groups = normed_BLD.unflatten(-1, (-1, self.factor))
-        return self.output_norm(groups.amax(-1))
+        return self.output_norm(groups.max(-1).values)
 
 
 class Expand(nn.Module):

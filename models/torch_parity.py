@@ -88,7 +88,8 @@ def measure_parity(
 def relative_differences(expected: Any, found: Any) -> dict[str, float]:
     """max |a - b| / max |a| of each tensor by its name.
 
-    A tensor of zeros gives 0 if the other is zeros as well, else infinity.
+    A tensor of zeros gives 0 if the other is zeros as well, else infinity; and so does
+    one that is not finite, which would be neither above a limit nor below.
     """
     differences = {}
     for path, a in jax.tree.leaves_with_path(expected):
@@ -97,7 +98,8 @@ def relative_differences(expected: Any, found: Any) -> dict[str, float]:
             b = b[key.key]
         error, scale = np.abs(a - b).max(), np.abs(a).max()
         name = ".".join(key.key for key in path)
-        differences[name] = float(error / scale if scale or not error else np.inf)
+        known = np.isfinite(error) and (scale or not error)
+        differences[name] = float(error / (scale or 1) if known else np.inf)
     return differences
 
 

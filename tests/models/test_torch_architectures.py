@@ -19,7 +19,8 @@ QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
-"""To compile is all that takes time here."""
+"""To compile is all that takes time here. What is right must not depend on it: maxout's
+gradient did."""
 
 DTYPES = {"compute_dtype", "parameter_dtype"}
 

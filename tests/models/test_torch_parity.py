@@ -75,3 +75,8 @@ def test_parity_sees_a_wrong_gradient():
     wrong["head"]["kernel"][2, 3] += 0.5 * np.abs(right["head"]["kernel"]).max()
     differences = relative_differences(right, wrong)
     assert differences == {"head.scale": 0, "head.kernel": pytest.approx(0.5)}
+    wrong["head"]["scale"][1] = np.nan
+    assert relative_differences(right, wrong)["head.scale"] == np.inf
+    zeros = {"bias": np.zeros(2)}
+    assert relative_differences(zeros, zeros) == {"bias": 0}
+    assert relative_differences(zeros, {"bias": np.ones(2)}) == {"bias": np.inf}
