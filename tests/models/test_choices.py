@@ -130,7 +130,9 @@ def stages_of(choice, cut):
     layers, first, stages = to_layers(initial(choice), 0), 0, []
     for count in cut:
         functions = stage_of(choice, first, count)
-        names = to_layers(jax.eval_shape(lambda f=functions: f.init(7)), first)
+        names = jax.eval_shape(
+            lambda f=functions, first=first: to_layers(f.init(7), first)
+        )
         params = from_layers({name: layers[name] for name in names})
         stages.append((functions, first, params))
         first += count
@@ -208,8 +210,9 @@ def test_biases_start_at_zero_but_for_those_of_boundaries():
 
 
 def test_boundary_matrices_start_as_torch_linear_does():
-    wide = dataclasses.replace(config_of("bottleneck"), model_dim=256, num_layers=2)
-    wide.boundaries = (1,)
+    wide = dataclasses.replace(
+        config_of("bottleneck"), model_dim=256, num_layers=2, boundaries=(1,)
+    )
     params = make_stage(wide, 0, 2).init(0)
     for half, name, inputs in (
         ("compress", "input", 256),
@@ -360,8 +363,9 @@ def test_who_decays_and_who_is_cast():
 
 
 def test_stages_with_equal_boundaries_have_parameters_of_one_structure():
-    config = dataclasses.replace(config_of("bottleneck"), num_layers=8)
-    config.boundaries = (2, 4, 6)
+    config = dataclasses.replace(
+        config_of("bottleneck"), num_layers=8, boundaries=(2, 4, 6)
+    )
     body, other = ((2, 2), (4, 2))
     assert boundaries_of(config, *body) == boundaries_of(config, *other) == ((2,), (0,))
     assert boundaries_of(config, 3, 2) == ((1,), (1,))

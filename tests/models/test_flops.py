@@ -49,7 +49,7 @@ def unshared(config):
 )
 def test_models_of_the_paper_have_their_sizes(name, shared, without_sharing):
     config = load_config(CONFIGS / f"{name}.py").model
-    assert parameter_count(config) == pytest.approx(shared, rel=2e-4)
+    assert parameter_count(config) == pytest.approx(shared, rel=3e-4)
     assert parameter_count(unshared(config)) == pytest.approx(without_sharing, rel=2e-3)
 
 

@@ -39,6 +39,7 @@ def test_body_stages_that_are_cut_at_each_boundary_share_their_programs():
     config = ExperimentConfig(run_id="test", steps=1, model=model)
     config.swarm.num_stages = 4
     config.swarm.microbatch_size = 3
+    config.swarm.layers_per_stage = (2, 2, 2, 2)
     first, body, other, last = (make_programs(config, stage) for stage in range(4))
     assert body is other
     narrow = (("float32", (3, 4, 2)),)

@@ -126,14 +126,15 @@ LAMB = dataclasses.replace(
 
 def lamb_steps(select):
     """Parameters after 4 updates of what ``select`` takes of the trees."""
-    params = jax.tree.map(jnp.float32, select(layered_trees(0)))
+    trees = [jax.tree.map(np.float32, select(layered_trees(n))) for n in range(5)]
+    params, *steps = trees
     decayed = jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
     optimizer = make_optimizer(LAMB, 10, decayed)
     state = optimizer.init(params)
-    for step in range(4):
-        gradients = jax.tree.map(jnp.float32, select(layered_trees(step + 1)))
-        updates, state = optimizer.update(gradients, state, params)
-        params = optax.apply_updates(params, updates)
+    update = jax.jit(optimizer.update)
+    for gradients in steps:
+        updates, state = update(gradients, state, params)
+        params = jax.tree.map(np.add, params, updates)
     return params
 
 
