@@ -37,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config = flags.experiment(args)
     flags.use_device("cpu")
-    work = compare if args.parity else train
-    work(args, config)
+    (compare if args.parity else train)(args, config)
 
 
 def train(args: argparse.Namespace, config: ExperimentConfig) -> None:
