@@ -30,14 +30,13 @@ class OptimizerConfig:
     """Optimizer with linear warm-up, and clipping over all stages.
 
     Attributes:
-        name: "adamw" (Loshchilov & Hutter 2019), "lamb" (You et al. 2020) or "adam".
+        name: "adamw" (Loshchilov & Hutter 2019), "adam", or "lamb" (You et al. 2020).
         learning_rate: Peak, reached after ``warmup_steps``.
         warmup_steps: Linear from 0.
         schedule: What follows: "cosine", "linear", or "constant" at the peak.
         final_learning_rate: At the experiment's last step, unless it is constant.
         beta1, beta2, epsilon: As in Adam (Kingma & Ba 2015, algorithm 1).
-        weight_decay: Decoupled; applied to matrices and the embedding's tables, not to
-            norms and biases. Adam has none.
+        weight_decay: Decoupled; of matrices and tables only. Adam has none.
         clip_norm: Global norm, over all stages, above which gradients are scaled down;
             None for no clipping.
     """
@@ -56,25 +55,16 @@ class OptimizerConfig:
     def __post_init__(self):
         _one_of("optimizer.name", self.name, OPTIMIZERS)
         _one_of("optimizer.schedule", self.schedule, SCHEDULES)
-        for name in (
-            "learning_rate",
-            "warmup_steps",
-            "final_learning_rate",
-            "weight_decay",
-        ):
+        for name in ("learning_rate", "final_learning_rate", "weight_decay"):
             _at_least(f"optimizer.{name}", getattr(self, name), 0)
+        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(
-                    f"optimizer.{name}={getattr(self, name)}: use a number from 0 to "
-                    "below 1"
-                )
+            if not 0 <= (beta := getattr(self, name)) < 1:
+                raise ConfigError(f"optimizer.{name}={beta}: use 0 or more, below 1")
         _positive("optimizer.epsilon", self.epsilon)
         if self.name == "adam" and self.weight_decay:
-            raise ConfigError(
-                f"optimizer.weight_decay={self.weight_decay}: 'adam' has none; use 0, "
-                "or optimizer.name='adamw'"
-            )
+            decay = f"optimizer.weight_decay={self.weight_decay}"
+            raise ConfigError(f"{decay}: 'adam' has none; use 0, or name='adamw'")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ConfigError(
                 f"optimizer.clip_norm={self.clip_norm}: use a positive number, or None "

@@ -37,7 +37,7 @@ def test_override_changes_a_leaf_and_the_fingerprints_that_depend_on_it():
         ("--config.optimizer.name=sgd", "use one of"),
         ("--config.optimizer.name=adam", "'adam' has none; use 0, or"),
         ("--config.optimizer.schedule=steps", "use one of"),
-        ("--config.optimizer.beta2=1.0", "from 0 to below 1"),
+        ("--config.optimizer.beta2=1.0", "use 0 or more, below 1"),
         ("--config.optimizer.epsilon=0.0", "use a positive number"),
         ("--config.optimizer.weight_decay=-0.1", "use 0 or more"),
         ("--config.data.corpus=web", "use 'stdlib'"),

@@ -104,14 +104,22 @@ def start(choice):
     return jax.device_get(stage_of(choice).init(7))
 
 
+def drawn(functions):
+    """Parameters of a whole model without its own initial values: quicker."""
+    generator = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        mean, deviation = float(path[-1].key == "scale"), 0.25
+        values = generator.normal(mean, deviation, size=leaf.shape)
+        return values.astype(leaf.dtype)
+
+    shapes = jax.eval_shape(lambda: functions.init(7))
+    return jax.tree.map_with_path(draw, shapes)
+
+
 @functools.cache
 def initial(choice):
-    """The same with biases and scales that are not 0 and 1."""
-    generator = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: leaf + generator.normal(size=leaf.shape, scale=0.1).astype("f4"),
-        start(choice),
-    )
+    return drawn(stage_of(choice))
 
 
 @functools.cache
@@ -123,6 +131,12 @@ def gradients_of(choice):
 def microbatch(seed=0):
     generator = np.random.default_rng(seed)
     return generator.integers(0, 37, (2, 3, 12)).astype(np.int32)
+
+
+def assert_near(found, expected):
+    """To rounding, beside the largest entry."""
+    error, largest = np.max(np.abs(found - expected)), np.max(np.abs(expected))
+    assert error < 2e-5 * largest
 
 
 def stages_of(choice, cut):
@@ -183,11 +197,7 @@ def test_chained_stages_are_the_whole_model(choice, cut):
     for (_, first, _), tree in zip((*body, last), gradients, strict=True):
         assert not found.keys() & to_layers(tree, first).keys()
         found |= to_layers(tree, first)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        found,
-        to_layers(expected, 0),
-    )
+    jax.tree.map(assert_near, found, to_layers(expected, 0))
 
 
 @pytest.mark.parametrize("choice", ["bottleneck", "albert"])
@@ -201,7 +211,7 @@ def test_initial_bits_do_not_depend_on_the_partition(choice):
 
 
 def test_biases_start_at_zero_but_for_those_of_boundaries():
-    for choice in CHOICES:
+    for choice in ("bottleneck", "albert"):
         for path, leaf in jax.tree.leaves_with_path(start(choice)):
             *_, module, name = (key.key for key in path)
             of_a_boundary = path[0].key in ("compress", "expand")
@@ -277,7 +287,7 @@ def test_ids_of_the_padding_are_outside_the_vocabulary(wrong):
 def test_repeats_are_layers_with_equal_parameters():
     shared = dataclasses.replace(BASE, num_layers=2, block_repeats=3)
     unshared = dataclasses.replace(BASE, num_layers=6)
-    params = make_stage(shared, 0, 2).init(7)
+    params = drawn(make_stage(shared, 0, 2))
     repeated = params | {
         "blocks": jax.tree.map(lambda leaf: np.repeat(leaf, 3, 0), params["blocks"])
     }
@@ -288,19 +298,16 @@ def test_repeats_are_layers_with_equal_parameters():
         jax.value_and_grad(make_stage(unshared, 0, 6).loss)
     )(repeated, *microbatch())
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(
-            a, b.reshape(2, 3, *b.shape[1:]).sum(1), rtol=1e-4, atol=1e-5
-        ),
-        gradients["blocks"],
+    summed = jax.tree.map(
+        lambda leaf: np.reshape(leaf, (2, 3, *leaf.shape[1:])).sum(1),
         expected["blocks"],
     )
-    layers = to_layers(make_stage(unshared, 0, 6).init(7), 0)
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        to_layers(params, 0)["layers.1"]["attention"]["output"],
-        layers["layers.1"]["attention"]["output"],
-    )
+    jax.tree.map(assert_near, gradients["blocks"], summed)
+
+
+def test_outputs_start_smaller_the_more_often_blocks_are_applied():
+    kernel = start("albert")["blocks"]["attention"]["output"]["kernel"]
+    assert np.std(kernel) == pytest.approx((2 * 4 * 3 * 16) ** -0.5, rel=0.05)
 
 
 def test_grouped_queries_are_jax_s_own():
