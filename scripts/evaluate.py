@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = flags.experiment(args)
     flags.use_device(args.device)
     with imports.many():
-        from scripts import saved_model
+        from scripts import saved_model, wiring
+    wiring.prepare_jax(config)
     saved = saved_model.load(args.checkpoint, args.step)
     saved_model.check_agrees(saved, config)
     figures = evaluate(saved, config, args.cache_dir)
@@ -47,7 +48,7 @@ def evaluate(saved, config, cache_dir: Path) -> dict[str, dict[str, Any]]:
 
     data = open_dataset(config, cache_dir)
     loss = functional.make_stage(config.model, 0, config.model.num_layers).loss
-    params = saved.cast_params()
+    params = saved.params(config.model)
     figures = {}
     sets = data.validation_sets()
     for name, metric in config.validation.metrics.items():

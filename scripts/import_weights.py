@@ -103,13 +103,14 @@ def describe(fields) -> str:
 def how_to_train(args, digest: str) -> str:
     experiment = " ".join(flags.experiment_arguments(args))
     experiment += f" --config.initial_weights={digest}"
-    inside = args.to.name == CHECKPOINTS
-    where = f"--workdir {args.to.parent}" if inside else f"--checkpoint_dir {args.to}"
-    script = "scripts.launch" if inside else "scripts.run_server"
+    if args.to.name == CHECKPOINTS:
+        how = f"python -m scripts.launch {experiment} --workdir {args.to.parent}"
+    else:
+        how = f"Give all processes {experiment}\n"
+        how += f"and stage servers --checkpoint_dir {args.to} too"
     return (
         f"{args.to} holds the parameters that this experiment starts with:\n"
-        f"    initial_weights={digest!r}\n"
-        f"python -m {script} {experiment} {where}"
+        f"    initial_weights={digest!r}\n{how}"
     )
 
 

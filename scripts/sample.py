@@ -76,7 +76,7 @@ def sample(args, saved) -> Iterator[str]:
     prompt = tokenizer.encode([args.prompt.encode()])[0]
     tokens = generate(
         make_decoder(saved.model),
-        saved.cast_params(),
+        saved.params(saved.model),
         prompt if len(prompt) else [tokenizer.end_of_text],
         samples=args.samples,
         sequence_length=saved.model.sequence_length,

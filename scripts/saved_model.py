@@ -33,10 +33,10 @@ class SavedModel:
     data: DataConfig
     layers: Mapping[str, Any]
 
-    def cast_params(self) -> functional.Params:
-        """On the device, matrices in the compute dtype."""
+    def params(self, model: GPTConfig) -> functional.Params:
+        """On the device, matrices in the compute dtype of ``model``."""
         params = functional.from_layers(self.layers)
-        return jax.jit(lambda tree: functional.cast_params(self.model, tree))(params)
+        return jax.jit(lambda tree: functional.cast_params(model, tree))(params)
 
 
 def load(folder: Path, step: int | None) -> SavedModel:

@@ -249,8 +249,7 @@ class ExperimentConfig:
         run_id: Name of the run; part of every directory key.
         seed: Seed of initialisation and data order.
         steps: Optimizer steps to take.
-        initial_weights: Digest of imported parameters that the run starts with
-            (``scripts.import_weights`` prints it); None: the seed makes them.
+        initial_weights: Digest of imported parameters to start with; None: the seed's.
         model: A dataclass of ``models``; this module does not look inside it beyond
             ``num_layers`` and ``vocab_size``.
     """
@@ -327,8 +326,7 @@ class ExperimentConfig:
     def model_fingerprint(self) -> str:
         """Names what is trained: model, start, optimizer, data. Guards checkpoints."""
         parts = ("seed", "steps", "initial_weights", "model", "optimizer", "data")
-        tree = to_dict(self)
-        return _fingerprint({part: tree[part] for part in parts})
+        return _fingerprint({k: v for k, v in to_dict(self).items() if k in parts})
 
     def swarm_fingerprint(self) -> str:
         """Names who can work together: the model, its partition and the wire."""

@@ -121,7 +121,7 @@ def _resumable_step(
     if checkpoint.model_fingerprint != config.model_fingerprint():
         raise ConfigError(
             f"{workdir} holds a run of another experiment ({workdir}/config.json): "
-            "model, optimizer, data, steps, seed and initial_weights must be the same. "
+            "model, optimizer, data, steps, initial_weights and seed must be the same. "
             f"{KEPT}"
         )
     return checkpoint.step

@@ -2,26 +2,23 @@
 
 import dataclasses
 import json
-import os
 
 import jax
 import numpy as np
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-
-from models.config import GPTConfig  # noqa: E402
-from models.functional import from_layers, make_stage, to_layers  # noqa: E402
-from models.hugging_face import GPT2, LAYOUTS, LLAMA, exported, imported  # noqa: E402
-from models.hugging_face_config import (  # noqa: E402
+from models.config import GPTConfig
+from models.functional import from_layers, make_stage, to_layers
+from models.hugging_face import GPT2, LAYOUTS, LLAMA, exported, imported
+from models.hugging_face_config import (
     differences,
     fitting_fields,
     layout_of,
     to_hugging_face,
 )
-from models.safetensors_files import Weights, read_config, write_model  # noqa: E402
-from swarm_jax.stage.export import flat_layers  # noqa: E402
-from swarm_jax.stage.layered import nested  # noqa: E402
+from models.safetensors_files import Weights, read_config, write_model
+from swarm_jax.stage.export import flat_layers
+from swarm_jax.stage.layered import nested
 
 LENGTH, VOCABULARY = 12, 29
 
@@ -69,10 +66,13 @@ EXPORTED = {
 
 @pytest.fixture(scope="module")
 def transformers():
-    import transformers
+    """The library; it may not ask anybody for anything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        import transformers
 
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
+        transformers.utils.logging.disable_progress_bar()
+        yield transformers
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from swarm_jax.metrics import MetricsWriter
 
 parser = flags.Parser()
 flags.add_experiment(parser)
+flags.add_start(parser)
 flags.add_worker(parser, name=None)
 flags.add_cache_dir(parser)
 flags.add_die_with_parent(parser)
