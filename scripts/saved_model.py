@@ -96,10 +96,10 @@ def check_agrees(saved: SavedModel, config: ExperimentConfig) -> None:
 
 def _no_matter(data: DataConfig) -> tuple[str, ...]:
     """Fields that do not change what an id means: a trained BPE is of its corpus."""
-    free = ["target_batch_size"]
+    free = ["target_batch_size", "packing"]
     if data.tokenizer != "bpe":
         free += ["bpe_vocab_size", "corpus", "text_field", "held_out_fraction"]
-        free += ["max_corpus_bytes"]
+        free += ["max_corpus_bytes", "on_broken_line"]
     return tuple(free)
 
 
