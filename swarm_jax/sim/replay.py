@@ -26,7 +26,10 @@ BOTH_TURNS = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Costs:
-    """What it takes to change the stage, and to start. Assumed, until measured live.
+    """What it takes to change the stage, and to start.
+
+    ``drain_s`` and ``prepare_s`` are the longest that ``scripts.benchmark checkpoints``
+    has measured (``docs/elasticity.md``); sizes and links are assumed.
 
     Attributes:
         step_s: Length of a step. Who is to move serves its old stage until the step
@@ -36,23 +39,24 @@ class Costs:
             stages, in float32.
         download_bytes_per_s: Of each peer: 500 Mb/s.
         upload_bytes_per_s: That each stage peer has for those who download from it.
-        compile_s: Until the program of the new stage is ready.
+        prepare_s: Until the programs of the new stage are read from the cache, and a
+            first microbatch has passed them.
         start_s: How long a new machine downloads and compiles. Until then it counts
             neither for the swarm nor for the best allocation.
         expiry_s: How long the record of a peer that was taken away is seen.
     """
 
     step_s: float = 30.0
-    drain_s: float = 2.0
+    drain_s: float = 0.75
     state_bytes: float = 3e9
     download_bytes_per_s: float = 60e6
     upload_bytes_per_s: float = 30e6
-    compile_s: float = 15.0
+    prepare_s: float = 1.84
     start_s: float = 120.0
     expiry_s: float = 6.0
 
     def migration_s(self, donors: int, downloads: int) -> float:
-        """Drain, download, compile.
+        """Drain, download, prepare.
 
         Args:
             donors: Peers that serve the new stage; if none does, the state comes from
@@ -62,7 +66,7 @@ class Costs:
         rate = self.download_bytes_per_s
         if donors:
             rate = min(rate, donors * self.upload_bytes_per_s / downloads)
-        return self.drain_s + self.state_bytes / rate + self.compile_s
+        return self.drain_s + self.state_bytes / rate + self.prepare_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
