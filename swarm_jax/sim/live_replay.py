@@ -90,7 +90,7 @@ def fluid_percent(what: Slice, seed: int) -> float:
         step_s=what.rules.period_s / 10,
         drain_s=2 * sum(MICROBATCH_S.values()),
         state_bytes=0.0,
-        prepare_s=what.prepare_s,
+        compile_s=what.prepare_s,
         start_s=what.start_s,
         expiry_s=_config(what).tuning.directory_expiry_s,
     )

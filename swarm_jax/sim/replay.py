@@ -28,8 +28,8 @@ BOTH_TURNS = 2
 class Costs:
     """What it takes to change the stage, and to start.
 
-    ``drain_s`` and ``prepare_s`` are the longest that ``scripts.benchmark checkpoints``
-    has measured (``docs/elasticity.md``); sizes and links are assumed.
+    Assumed for a stage of a large model. ``scripts.benchmark checkpoints`` measures a
+    small one: see ``docs/elasticity.md``.
 
     Attributes:
         step_s: Length of a step. Who is to move serves its old stage until the step
@@ -39,24 +39,23 @@ class Costs:
             stages, in float32.
         download_bytes_per_s: Of each peer: 500 Mb/s.
         upload_bytes_per_s: That each stage peer has for those who download from it.
-        prepare_s: Until the programs of the new stage are read from the cache, and a
-            first microbatch has passed them.
+        compile_s: Until the program of the new stage is ready.
         start_s: How long a new machine downloads and compiles. Until then it counts
             neither for the swarm nor for the best allocation.
         expiry_s: How long the record of a peer that was taken away is seen.
     """
 
     step_s: float = 30.0
-    drain_s: float = 0.75
+    drain_s: float = 2.0
     state_bytes: float = 3e9
     download_bytes_per_s: float = 60e6
     upload_bytes_per_s: float = 30e6
-    prepare_s: float = 1.84
+    compile_s: float = 15.0
     start_s: float = 120.0
     expiry_s: float = 6.0
 
     def migration_s(self, donors: int, downloads: int) -> float:
-        """Drain, download, prepare.
+        """Drain, download, compile.
 
         Args:
             donors: Peers that serve the new stage; if none does, the state comes from
@@ -66,7 +65,7 @@ class Costs:
         rate = self.download_bytes_per_s
         if donors:
             rate = min(rate, donors * self.upload_bytes_per_s / downloads)
-        return self.drain_s + self.state_bytes / rate + self.prepare_s
+        return self.drain_s + self.state_bytes / rate + self.compile_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -40,7 +40,7 @@ def test_half_of_all_peers_are_lost_and_ours_finds_the_best_allocation(seed):
     assert replay(without(), seed=seed)[0] <= slowest
 
 
-def test_a_mover_serves_nobody_while_it_drains_downloads_and_prepares():
+def test_a_mover_serves_nobody_while_it_drains_downloads_and_compiles():
     """From the end of the step, at 150 s, until it is done."""
     losses = [Change(101.0, comes=False), Change(102.0, comes=False)]
     done = next(
@@ -55,11 +55,10 @@ def test_a_mover_serves_nobody_while_it_drains_downloads_and_prepares():
 def test_few_donors_and_many_downloads_take_longer():
     costs = Costs()
     full_s = costs.state_bytes / costs.download_bytes_per_s
-    own_s = costs.drain_s + costs.prepare_s
-    assert costs.migration_s(donors=9, downloads=1) == pytest.approx(own_s + full_s)
-    assert costs.migration_s(donors=1, downloads=1) == pytest.approx(own_s + 2 * full_s)
-    assert costs.migration_s(donors=2, downloads=4) == pytest.approx(own_s + 4 * full_s)
-    assert costs.migration_s(donors=0, downloads=4) == pytest.approx(own_s + full_s)
+    assert costs.migration_s(donors=9, downloads=1) == pytest.approx(17 + full_s)
+    assert costs.migration_s(donors=1, downloads=1) == pytest.approx(17 + 2 * full_s)
+    assert costs.migration_s(donors=2, downloads=4) == pytest.approx(17 + 4 * full_s)
+    assert costs.migration_s(donors=0, downloads=4) == pytest.approx(17 + full_s)
 
 
 def test_a_newcomer_that_is_placed_goes_where_one_is_missing():
