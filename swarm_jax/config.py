@@ -262,7 +262,7 @@ class ExperimentConfig:
         initial_weights: Digest of imported parameters that the run starts with
             (``scripts.import_weights`` prints it); None: the seed makes them.
         model: A dataclass of ``models``; this module does not look inside it beyond
-            ``num_layers`` and ``vocab_size``.
+            ``num_layers``, ``vocab_size`` and ``tied_head``.
     """
 
     run_id: str
@@ -333,6 +333,11 @@ class ExperimentConfig:
     @property
     def tokens_per_step(self) -> int:
         return self.data.target_batch_size * self.model.sequence_length
+
+    @property
+    def has_tied_stages(self) -> bool:
+        """Whether the first and the last stage have a copy of one table each."""
+        return self.model.tied_head and self.swarm.num_stages > 1
 
     def model_fingerprint(self) -> str:
         """Names what is trained: model, start, optimizer, data. Guards checkpoints."""

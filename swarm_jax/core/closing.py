@@ -50,6 +50,8 @@ class Close:
             nothing, and keep the gradient to apply it afterwards.
         record: How other stages have committed this step already: prepare only, the
             next round commits with this record.
+        donors: By stage that has committed it, its peers that can replay it: those of
+            the commonest lineage first.
     """
 
     step: int
@@ -57,6 +59,7 @@ class Close:
     joiners: Groups = field(default_factory=dict)
     record: CommitRecord | None = None
     generation: int = 0
+    donors: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +237,7 @@ class _Step:
     microbatches: int
     left_out: frozenset[str]
     record: CommitRecord | None = None
+    donors: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     def next_action(
         self,
@@ -259,7 +263,9 @@ class _Step:
             for stage in members
         }
         groups = {stage: tuple(peers) for stage, peers in members.items()}
-        return Close(self.number, groups, waiting, self.record, self.generation)
+        return Close(
+            self.number, groups, waiting, self.record, self.generation, self.donors
+        )
 
     def _feed(
         self,
@@ -308,9 +314,8 @@ def _finish_commit(
     ]
     if ready:
         return CommitRest(record, tuple(ready), step.generation)
-    if unable := tuple(
-        s for s, peers in ahead.items() if not any(p.can_serve(low) for p in peers)
-    ):
+    donors = {stage: _donors(peers, low) for stage, peers in ahead.items()}
+    if unable := tuple(stage for stage, peers in donors.items() if not peers):
         reason = (
             f"no peer with the gradient of step {low}, which stages "
             f"{', '.join(map(str, unable))} have applied and can no longer replay"
@@ -319,7 +324,15 @@ def _finish_commit(
     current, stale = _split_by_lineage(behind, low, step.left_out)
     if stale:
         return _resync(stale)
-    return replace(step, record=record).next_action(current, {})
+    return replace(step, record=record, donors=donors).next_action(current, {})
+
+
+def _donors(peers: Sequence[Report], step: int) -> tuple[str, ...]:
+    """Who can replay ``step``; those of the commonest lineage come first."""
+    able = [peer for peer in peers if peer.can_serve(step)]
+    tally = Counter(peer.lineage for peer in able)
+    able.sort(key=lambda p: (-tally[p.lineage], p.lineage, p.peer))
+    return tuple(peer.peer for peer in able)
 
 
 def _commit_late(

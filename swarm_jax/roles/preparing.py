@@ -38,6 +38,8 @@ class Preparing:
 
     def __init__(self, config: ExperimentConfig, leadership: Leadership):
         self._leadership = leadership
+        ends = 0, config.swarm.num_stages - 1
+        self._tied_stages = frozenset(ends if config.has_tied_stages else ())
         self._timeout_s = (
             config.tuning.allreduce_timeout_s + config.tuning.control_timeout_s
         )
@@ -85,18 +87,31 @@ class Preparing:
     async def _ask_all(
         self, action: Close, groups: Mapping[int, dict[str, str]], loss_tokens: int
     ) -> dict[str, Mapping[str, Any]]:
+        tied, donors = self._tied(action, groups)
         requests = {
             peer: Prepare(
                 round=self._leadership.round,
                 generation=action.generation,
                 step=action.step,
                 group=group,
+                tied=tied if stage in self._tied_stages else frozenset(),
+                donors=donors if stage in self._tied_stages else [],
                 loss_tokens=loss_tokens,
             )
-            for group in groups.values()
+            for stage, group in groups.items()
             for peer in group
         }
         return await self._leadership.ask_together(requests, timeout_s=self._timeout_s)
+
+    def _tied(
+        self, action: Close, groups: Mapping[int, Mapping[str, str]]
+    ) -> tuple[frozenset[str], list[str]]:
+        """Who reduces the tied gradient together, or who has it reduced already."""
+        closing = self._tied_stages & groups.keys()
+        committed = self._tied_stages - closing
+        if committed:
+            return frozenset(), [p for s in committed for p in action.donors.get(s, ())]
+        return frozenset(peer for stage in closing for peer in groups[stage]), []
 
     def _void(
         self,

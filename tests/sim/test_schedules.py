@@ -12,10 +12,18 @@ def test_random_schedules_end_as_without_faults(seed):
     assert failure(random_schedule(seed)) is None
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_those_with_a_tied_head_do_so_too(seed):
+    assert failure(random_schedule(seed, tied_head=True)) is None
+
+
 def test_schedules_are_a_function_of_their_seed_and_travel_as_data():
     schedule = random_schedule(7)
     assert schedule == random_schedule(7) != random_schedule(8)
     assert Schedule.from_dict(schedule.to_dict()) == schedule
+    tied = random_schedule(7, tied_head=True)
+    assert Schedule.from_dict(tied.to_dict()) == tied
+    assert tied.tied_head and not schedule.tied_head
 
 
 def test_all_kinds_of_faults_come_up():
