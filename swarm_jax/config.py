@@ -335,9 +335,10 @@ class ExperimentConfig:
         return self.data.target_batch_size * self.model.sequence_length
 
     @property
-    def has_tied_stages(self) -> bool:
-        """Whether the first and the last stage have a copy of one table each."""
-        return self.model.tied_head and self.swarm.num_stages > 1
+    def tied_stages(self) -> frozenset[int]:
+        """The first and the last stage, if each has a copy of one table."""
+        is_apart = self.model.tied_head and self.swarm.num_stages > 1
+        return frozenset({0, self.swarm.num_stages - 1} if is_apart else ())
 
     def model_fingerprint(self) -> str:
         """Names what is trained: model, start, optimizer, data. Guards checkpoints."""

@@ -38,8 +38,7 @@ class Preparing:
 
     def __init__(self, config: ExperimentConfig, leadership: Leadership):
         self._leadership = leadership
-        ends = 0, config.swarm.num_stages - 1
-        self._tied_stages = frozenset(ends if config.has_tied_stages else ())
+        self._tied_stages = config.tied_stages
         self._timeout_s = (
             config.tuning.allreduce_timeout_s + config.tuning.control_timeout_s
         )
@@ -107,10 +106,9 @@ class Preparing:
         self, action: Close, groups: Mapping[int, Mapping[str, str]]
     ) -> tuple[frozenset[str], list[str]]:
         """Who reduces the tied gradient together, or who has it reduced already."""
+        if action.donors:
+            return frozenset(), list(action.donors)
         closing = self._tied_stages & groups.keys()
-        committed = self._tied_stages - closing
-        if committed:
-            return frozenset(), [p for s in committed for p in action.donors.get(s, ())]
         return frozenset(peer for stage in closing for peer in groups[stage]), []
 
     def _void(

@@ -109,7 +109,7 @@ class ModelledCompute:
         is_last = stage == config.swarm.num_stages - 1
         self.input_specs = (tokens if stage == 0 else activations,)
         self.gradient_specs = () if is_last else (activations,)
-        is_tied = config.has_tied_stages and (stage == 0 or is_last)
+        is_tied = stage in config.tied_stages
         self.tied_leaf = 1 if is_tied else None
         self._num_leaves = 2 if is_tied else 1
         self.sum_specs = (activations,) * self._num_leaves

@@ -3,6 +3,7 @@
 import pytest
 
 from swarm_jax.core.reports import JOINING
+from swarm_jax.roles import stage_control
 from swarm_jax.roles.messages import FetchChunk, FetchTied, Status, refusal
 from swarm_jax.roles.reducing import Reducing
 
@@ -105,3 +106,34 @@ def test_a_joiner_that_caught_up_gives_it(play):
     outcome = play([1, 1, 2], only_the_joiner_is_left, tied_head=True, steps=4)
     assert outcome.verdict == "right"
     assert outcome.count("answered", TIED, "stage0-1") >= 1
+
+
+def test_who_has_begun_to_join_is_not_taken_for_a_member(rule, play):
+    """stage1-0 has counted, and frees its sum before it hears of prepare.
+
+    Off: stage1-1 gets a gradient without that sum, and holds it for the step's.
+    """
+
+    class Fits:
+        def __ne__(self, other):
+            return False
+
+    rule.off(stage_control, "ledger_digest", lambda counted: Fits())
+    held = []
+
+    def begin_to_join(run):
+        run.swarm.servers["stage1-0"]._joining.start()
+        run.at(
+            "request_arrived",
+            "collect",
+            "stage1-1",
+            lambda: held.append(run.state("stage1-1").prepared),
+        )
+
+    async def strike(run):
+        await run.until(lambda: run.state("stage1-0").step == 1)
+        run.at("request_arrived", "prepare", "stage1-0", lambda: begin_to_join(run))
+
+    outcome = play([1, 2], strike)
+    assert outcome.verdict == "right"
+    assert (held[0] is None) == rule.is_on
