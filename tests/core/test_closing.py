@@ -340,9 +340,10 @@ def test_done_only_when_every_stage_is():
         st.integers(0, 4),
         st.none() | st.builds(CommitRecord, st.integers(0, 3), st.just(1.0)),
     ),
+    st.sampled_from([frozenset(), frozenset({0, 1})]),
 )
-def test_whatever_is_reported_only_exact_steps_are_closed(reports, newest):
-    action = decide(*reports, newest_seen=newest)
+def test_whatever_is_reported_only_exact_steps_are_closed(reports, newest, tied):
+    action = decide(*reports, newest_seen=newest, tied_stages=tied)
     if isinstance(action, Feed | Drop | Close | Done | Resync):
         assert max((r.generation, r.step) for r in reports) >= newest.position
     match action:
@@ -351,6 +352,8 @@ def test_whatever_is_reported_only_exact_steps_are_closed(reports, newest):
             counted = {s: [r.counted for r in group] for s, group in groups.items()}
             assert audit(counted, MICROBATCHES).exact
             assert {r.step for group in groups.values() for r in group} == {step}
+            is_shared = tied <= groups.keys() or not tied & groups.keys()
+            assert bool(action.donors) != is_shared
         case CommitRest(record, peers):
             by_name = {r.peer: r for r in reports}
             assert {by_name[p].step for p in peers} == {record.step}
@@ -358,7 +361,8 @@ def test_whatever_is_reported_only_exact_steps_are_closed(reports, newest):
             serving = [r for r in reports if r.state in (ONLINE, DRAINING)]
             for stage in range(STAGES):
                 assert {r.peer for r in serving if r.stage == stage} - set(peers)
-    assert decide(*reversed(reports), newest_seen=newest) == action
+    reverse = decide(*reversed(reports), newest_seen=newest, tied_stages=tied)
+    assert reverse == action
 
 
 def test_the_most_named_peer_of_a_stage_with_a_spare_is_suspected():

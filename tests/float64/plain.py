@@ -66,7 +66,7 @@ def train_plainly(config=None, *, simulate_wire=False):
         params, state, loss, _ = step(params, state, inputs_NL, targets_NL)
         losses.append(float(loss))
     layers = jax.device_get(to_layers(params, 0))
-    if config.model.tied_head:
+    if config.model.tied_head:  # where stages share it
         layers["tied"] = tied_layer(layers["embed"])
     return losses, layers
 
