@@ -35,18 +35,48 @@ def random_schedule(seed: int, *, tied_head: bool = False) -> Schedule:
     """Every third schedule strikes only while steps are closed.
 
     Args:
-        tied_head: Those with one are others than those without: of two stages at least.
+        tied_head: Those with one are others than those without: of two stages at least,
+            and in every second one an end gets a step again.
     """
     rng = random.Random(seed)
     stages = rng.randint(2 if tied_head else 1, 4)
     peers = tuple(rng.randint(1, 3) for _ in range(stages))
     trainers = rng.randint(1, 2)
     only_closes = rng.random() < 0.34
-    ops = CLOSES | TIED if tied_head else CLOSES
+    ops, first = CLOSES, ()
+    if tied_head:
+        ops = CLOSES | TIED
+        if rng.random() < 0.5:
+            peers, first = _an_end_gets_a_step_again(rng, peers)
     faults = tuple(
         _random_fault(rng, peers, ops, only_closes) for _ in range(rng.randint(1, 8))
     )
-    return Schedule(peers, trainers, faults, tied_head)
+    return Schedule(peers, trainers, (*first, *faults), tied_head)
+
+
+def _an_end_gets_a_step_again(
+    rng: random.Random, peers: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[Fault, ...]]:
+    """Of two peers one stands still, and the other dies between prepare and commit.
+
+    Returns:
+        The peers of each stage, and the two faults.
+    """
+    end, nth = rng.choice((0, len(peers) - 1)), rng.randint(1, 3)
+    sleeps = Fault(
+        kind="hang",
+        peer=f"stage{end}-1",
+        when="answered commit",
+        nth=nth,
+        for_s=max(DURATIONS_S),
+    )
+    dies = Fault(
+        kind="crash",
+        peer=f"stage{end}-0",
+        when="request_arrived commit",
+        nth=nth + 1,
+    )
+    return (*peers[:end], 2, *peers[end + 1 :]), (sleeps, dies)
 
 
 def _random_fault(

@@ -22,10 +22,12 @@ def tied_config(layers_per_stage, optimizer="adamw"):
     return config.check()
 
 
-@pytest.fixture(scope="module", params=["adamw", "lamb"])
-def tied(request):
-    """The optimizer, and what plain training with it gives."""
-    return request.param, train_plainly(tied_config((LAYERS,), request.param))
+@pytest.fixture(scope="module")
+def tied():
+    """What plain training gives, by optimizer."""
+    return {
+        name: train_plainly(tied_config((LAYERS,), name)) for name in ("adamw", "lamb")
+    }
 
 
 def check_copies(swarm):
@@ -46,20 +48,18 @@ def check_copies(swarm):
 
 
 @pytest.mark.parametrize(
-    ("layers", "peers"), [((5,), [2]), ((3, 2), [1, 2]), ((2, 1, 2), [3, 1, 2])]
+    ("layers", "peers", "optimizer"),
+    [((3, 2), [1, 2], "adamw"), ((2, 1, 2), [3, 1, 2], "lamb")],
 )
-def test_any_partition_trains_the_same_model(layers, peers, tied):
-    optimizer, plain = tied
+def test_any_partition_trains_the_same_model(layers, peers, optimizer, tied):
     swarm, totals = train(tied_config(layers, optimizer), peers)
-    check_equal(swarm, totals, plain)
-    if len(layers) > 1:
-        check_copies(swarm)
+    check_equal(swarm, totals, tied[optimizer])
+    check_copies(swarm)
 
 
 @pytest.mark.parametrize(("victim", "frozen"), [("stage0-0", 0), ("stage2-0", 2)])
 def test_an_end_whose_gradient_dies_between_prepare_and_commit(victim, frozen, tied):
     """The other peer of that stage, which slept, gets the step again."""
-    optimizer, plain = tied
 
     async def kill(swarm):
         sleeper = f"stage{frozen}-1"
@@ -84,6 +84,6 @@ def test_an_end_whose_gradient_dies_between_prepare_and_commit(victim, frozen, t
 
     peers = [1, 1, 1]
     peers[frozen] = 2
-    swarm, totals = train(tied_config((2, 1, 2), optimizer), peers, kill)
-    check_equal(swarm, totals, plain)
+    swarm, totals = train(tied_config((2, 1, 2)), peers, kill)
+    check_equal(swarm, totals, tied["adamw"])
     check_copies(swarm)

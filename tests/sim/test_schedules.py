@@ -31,6 +31,14 @@ def test_all_kinds_of_faults_come_up():
     assert seen == set(KINDS) - {"crash_alone"}, "a lost stage is the matrix's"
 
 
+def test_those_with_a_tied_head_lose_a_gradient_of_one_end_now_and_then():
+    tied = [random_schedule(seed, tied_head=True) for seed in range(60)]
+    first = [schedule.faults[0] for schedule in tied]
+    asleep = [f for f in first if (f.kind, f.when) == ("hang", "answered commit")]
+    assert 20 < len(asleep) < 40
+    assert min(len(schedule.peers_per_stage) for schedule in tied) == 2
+
+
 def test_swarms_of_one_to_four_stages_come_up():
     sizes = {len(random_schedule(seed).peers_per_stage) for seed in range(60)}
     assert sizes == {1, 2, 3, 4}
