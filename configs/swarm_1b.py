@@ -3,9 +3,8 @@
     python -m scripts.launch --config configs/swarm_1b.py --workdir runs/swarm_1b
 
 It is built abstractly by the tests, and was not trained: there is no result. Its head
-is its embedding table, which a swarm cannot have on two stages yet: start it with
-``--config.swarm.num_stages=1``, or with ``--config.model.tied_head=False``: that makes
-1.22 billion parameters.
+is its embedding table, of which the first and the last stage hold a copy each (with
+``--config.model.tied_head=False`` it has 1.22 billion parameters).
 
 The size is that of the SWARM paper's run: blocks of 12 D^2 and one table of 50,304 rows
 as wide as the model; 13.1 billion parameters if they were not shared. All else is as in

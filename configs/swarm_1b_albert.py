@@ -54,6 +54,6 @@ def get_config() -> ExperimentConfig:
     config.data.target_batch_size = 4096
     config.swarm.num_stages = 4
     config.swarm.microbatch_size = 1
-    config.swarm.wire = "bfloat16"
+    config.swarm.wire = "int8"
     config.tuning.rebalancing.period_s = 300.0
     return config

@@ -8,10 +8,12 @@ takes the loss. Its parameters are nested dicts of arrays::
     compress  {"2": ...}: the sender's half of the boundary layer after 2 blocks of the
               stage, which is inside the stage or at its end
     expand    the receiver's half; "0" at the stage's beginning
+    tied      last stage that is not the first, of a tied head: {"embedding": [V, E]}
     head      last stage: {"norm": {"scale": [D]}, "output": {"kernel": [D, V]}, ...}
 
 ``to_layers`` and ``from_layers`` translate to names that do not depend on the partition
-("embed", "layers.3", "compress.4", "expand.4", "head").
+("embed", "layers.3", "compress.4", "expand.4", "tied", "head"). "tied" is a copy of the
+table in "embed": the gradient of either is the sum of both stages'.
 
 Shape suffixes: B microbatch, L sequence, D model, V vocabulary.
 """
@@ -36,7 +38,8 @@ from models.segments import run_rows
 Params = dict[str, Any]
 
 _EMBED_STREAM, _HEAD_STREAM, _BLOCK_STREAM, _COMPRESS_STREAM, _EXPAND_STREAM = range(5)
-_ENDS, _HALVES = ("embed", "head"), ("compress", "expand")
+_EMBED, _TIED, _TABLE = "embed", "tied", "embedding"
+_ENDS, _HALVES = (_EMBED, _TIED, "head"), ("compress", "expand")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class StageFunctions:
             last stage; it takes ``tokens_BL`` when it is also the first.
         is_first: Whether the stage embeds tokens.
         is_last: Whether the stage takes the loss.
+        tied: Path of the parameter that another stage has a copy of; None if there is
+            none.
     """
 
     init: Callable[[int], Params]
@@ -64,6 +69,7 @@ class StageFunctions:
     loss: Callable[[Params, jax.Array, jax.Array], jax.Array]
     is_first: bool
     is_last: bool
+    tied: tuple[str, str] | None
 
 
 def make_stage(config: GPTConfig, first_layer: int, num_layers: int) -> StageFunctions:
@@ -73,17 +79,13 @@ def make_stage(config: GPTConfig, first_layer: int, num_layers: int) -> StageFun
     same. At a cut the stages have ``config.width_after`` channels.
 
     Raises:
-        ValueError: float64 is asked for while jax's 64-bit mode is off, or the stage
-            has one of the two ends that a tied head joins.
+        ValueError: float64 is asked for while jax's 64-bit mode is off.
     """
     end = first_layer + num_layers
     assert 0 <= first_layer < end <= config.num_layers, (first_layer, num_layers)
     is_first, is_last = first_layer == 0, end == config.num_layers
-    if config.tied_head and is_first != is_last:
-        raise ValueError(
-            "a tied head over several stages is not supported: its table would be on "
-            "the first and on the last. Use one stage, or model.tied_head=False"
-        )
+    table_of_head = (_EMBED if is_first else _TIED), _TABLE
+    is_tied_apart = config.tied_head and is_first != is_last
     numerics = make_numerics(config)
     embed, block, head, compress, expand = (
         Pure.of(module, config, numerics)
@@ -99,7 +101,10 @@ def make_stage(config: GPTConfig, first_layer: int, num_layers: int) -> StageFun
         keys = jax.vmap(lambda layer: jax.random.fold_in(block_key, layer))(layers)
         params = {"blocks": jax.vmap(block.init)(keys)}
         if is_first:
-            params["embed"] = embed.init(jax.random.fold_in(key, _EMBED_STREAM))
+            params[_EMBED] = embed.init(jax.random.fold_in(key, _EMBED_STREAM))
+        elif is_tied_apart:
+            embedding = embed.init(jax.random.fold_in(key, _EMBED_STREAM))
+            params[_TIED] = tied_layer(embedding)
         if is_last:
             params["head"] = head.init(jax.random.fold_in(key, _HEAD_STREAM))
         for name, half, places, stream in (
@@ -149,13 +154,20 @@ def make_stage(config: GPTConfig, first_layer: int, num_layers: int) -> StageFun
 
     def logits(params: Params, x: jax.Array) -> jax.Array:
         assert is_last, "only the last stage has logits and a loss"
-        table = [params["embed"]["embedding"]] if config.tied_head else []
+        layer, name = table_of_head
+        table = [params[layer][name]] if config.tied_head else []
         return head.apply(params["head"], trunk(params, x), *table)
 
     def loss(params: Params, x: jax.Array, targets_BL: jax.Array) -> jax.Array:
         return cross_entropy(logits(params, x), targets_BL)
 
-    return StageFunctions(jax.jit(init), apply, logits, loss, is_first, is_last)
+    tied = table_of_head if is_tied_apart else None
+    return StageFunctions(jax.jit(init), apply, logits, loss, is_first, is_last, tied)
+
+
+def tied_layer(embed: Params) -> Params:
+    """The layer "tied", from the layer "embed" or a tree like it."""
+    return {_TABLE: embed[_TABLE]}
 
 
 def boundaries_of(
@@ -214,8 +226,9 @@ def to_layers(params: Params, first_layer: int) -> dict[str, Any]:
         first_layer: The first of its blocks, counted over the whole model.
 
     Returns:
-        "layers.N" for each block, "embed" and "head" where the stage has them, and
-        "compress.N" and "expand.N" for the boundary after the model's first N blocks.
+        "layers.N" for each block, "embed", "tied" and "head" where the stage has them,
+        and "compress.N" and "expand.N" for the boundary after the model's first N
+        blocks.
     """
     layers = {name: params[name] for name in _ENDS if name in params}
     for index in range(len(jax.tree.leaves(params["blocks"])[0])):

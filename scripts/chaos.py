@@ -2,15 +2,16 @@
 
     python -m scripts.chaos --seeds 0:3000
     python -m scripts.chaos --seed 123
+    python -m scripts.chaos --seed 123 --tied_head
     python -m scripts.chaos --cell "crash | mid-all-reduce | first"
 
 First the fault matrix: every fault in every phase of the protocol at every role. Then
 random schedules: each seed is a swarm of 1 to 4 stages with up to eight faults
 (crashes, standstills, drains, joins, cut, slow and silent links, damaged, doubled, late
-and lost messages, a directory that lags). A run is right when its ledgers are exact,
-its parameters are bit for bit those of plain training, nobody is stuck and nothing is
-left over. Of what fails it prints the line that replays it, and the shortest schedule
-that fails.
+and lost messages, a directory that lags); and of every fourth seed one more, with a
+tied head. A run is right when its ledgers are exact, its parameters are bit for bit
+those of plain training, nobody is stuck and nothing is left over. Of what fails it
+prints the line that replays it, and the shortest schedule that fails.
 """
 
 import json
@@ -20,6 +21,7 @@ import multiprocessing.pool
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from swarm_jax.launcher import flags
 from swarm_jax.sim.chaos import failure, run_schedule, shrink
@@ -34,11 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = flags.Parser(prog="scripts.chaos", description=__doc__)
     parser.add_argument("--seeds", type=_range, default=range(3000), metavar="A:B")
     parser.add_argument("--seed", type=int, help="one seed, with the log of its run")
+    parser.add_argument("--tied_head", action="store_true", help="for --seed")
     parser.add_argument("--cell", choices=sorted(CELLS), metavar="NAME")
     parser.add_argument("--schedule", metavar="JSON", help="one schedule, as printed")
     args = parser.parse_args(argv)
     if args.seed is not None:
-        return _one(random_schedule(args.seed))
+        return _one(random_schedule(args.seed, tied_head=args.tied_head))
     if args.cell:
         return _one(schedule_of(CELLS[args.cell]))
     if args.schedule:
@@ -48,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         bad_cells = _all(pool, "fault matrix, cells", _try_cell, possible)
         bad_seeds = _all(pool, "random schedules, seeds", _try_seed, args.seeds)
-    return 1 if bad_cells or bad_seeds else 0
+        try_tied, tied = partial(_try_seed, tied_head=True), args.seeds[::4]
+        bad_tied = _all(pool, "with a tied head, seeds", try_tied, tied)
+    return 1 if bad_cells or bad_seeds or bad_tied else 0
 
 
 def _all(
@@ -78,8 +83,9 @@ def _try_cell(name: str) -> tuple[int, str]:
     return _try(schedule, f'--cell "{name}"', len(schedule.faults))
 
 
-def _try_seed(seed: int) -> tuple[int, str]:
-    return _try(random_schedule(seed), f"--seed {seed}", 0)
+def _try_seed(seed: int, tied_head: bool = False) -> tuple[int, str]:
+    replay = f"--seed {seed}" + " --tied_head" * tied_head
+    return _try(random_schedule(seed, tied_head=tied_head), replay, 0)
 
 
 def _try(schedule: Schedule, replay: str, must_strike: int) -> tuple[int, str]:

@@ -370,6 +370,7 @@ class _Compute:
 
     input_specs = gradient_specs = (("float32", X_BLD.shape),)
     sum_specs = state_specs = (("float32", SUM[0].shape),)
+    tied_leaf = None
     queued = 0
 
     async def forward(self, x, *, keep, order, previous=False):
@@ -391,8 +392,11 @@ class _Compute:
     async def loss(self, x, targets, *, order):
         return 1.0
 
-    async def gradient_sum(self, scale):
+    async def gradient_sum(self, scale, tied_scale=None):
         return SUM
+
+    async def previous_tied(self):
+        return SUM[0]
 
     async def add_to_sum(self, gradients):
         return True

@@ -253,6 +253,8 @@ def _loss_over_wires(config: ExperimentConfig) -> Callable[..., jax.Array]:
 
     def loss(params: Any, x: jax.Array, targets_BL: jax.Array) -> jax.Array:
         layers = functional.to_layers(params, 0)
+        if "tied" in names[-1]:
+            layers["tied"] = functional.tied_layer(layers["embed"])
         for stage, functions in enumerate(stages):
             mine = functional.from_layers({name: layers[name] for name in names[stage]})
             if functions.is_last:

@@ -251,7 +251,7 @@ class ExperimentConfig:
         steps: Optimizer steps to take.
         initial_weights: Digest of imported parameters to start with; None: the seed's.
         model: A dataclass of ``models``; this module does not look inside it beyond
-            ``num_layers`` and ``vocab_size``.
+            ``num_layers``, ``vocab_size`` and ``tied_head``.
     """
 
     run_id: str
@@ -322,6 +322,12 @@ class ExperimentConfig:
     @property
     def tokens_per_step(self) -> int:
         return self.data.target_batch_size * self.model.sequence_length
+
+    @property
+    def tied_stages(self) -> frozenset[int]:
+        """The first and the last stage, if each has a copy of one table."""
+        is_apart = self.model.tied_head and self.swarm.num_stages > 1
+        return frozenset({0, self.swarm.num_stages - 1} if is_apart else ())
 
     def model_fingerprint(self) -> str:
         """Names what is trained: model, start, optimizer, data. Guards checkpoints."""

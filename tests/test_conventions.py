@@ -79,8 +79,6 @@ def test_sources_are_ascii_short_and_documented():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_loads_and_builds_its_stages(path):
     config = load_config(path)
-    if config.model.tied_head:  # Its two ends are on one stage.
-        config.swarm.num_stages = 1
     stages = wiring.stage_layers(config)
     shape_BL = (config.swarm.microbatch_size, config.model.sequence_length)
     x = tokens_BL = jax.ShapeDtypeStruct(shape_BL, jnp.int32)

@@ -50,6 +50,8 @@ class Close:
             nothing, and keep the gradient to apply it afterwards.
         record: How other stages have committed this step already: prepare only, the
             next round commits with this record.
+        donors: If an end that is tied to another gets the step again: peers of that
+            other one, which give the gradient that they have applied.
     """
 
     step: int
@@ -57,6 +59,7 @@ class Close:
     joiners: Groups = field(default_factory=dict)
     record: CommitRecord | None = None
     generation: int = 0
+    donors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ def next_action(
     microbatches: int,
     newest_seen: Newest,
     left_out: frozenset[str] = frozenset(),
+    tied_stages: frozenset[int] = frozenset(),
 ) -> Action:
     """Decides the leader's next action from what its peers just reported.
 
@@ -122,6 +126,7 @@ def next_action(
         microbatches: Microbatches per step.
         newest_seen: How far the run has been; from less it does not go on by itself.
         left_out: Peers that this step is closed without, if their stages have others.
+        tied_stages: The two that have a copy of one table each, if there are such.
     """
     reports = list(reports)
     generation = max((report.generation for report in reports), default=0)
@@ -135,7 +140,7 @@ def next_action(
         return behind
     newest = {stage: max(p.step for p in peers) for stage, peers in stages.items()}
     low, high = min(newest.values()), max(newest.values())
-    step = _Step(low, generation, microbatches, left_out)
+    step = _Step(low, generation, microbatches, left_out, tied_stages)
     if low < high:
         return _finish_commit(stages, high, step)
     current, stale = _split_by_lineage(stages, low, left_out)
@@ -233,7 +238,9 @@ class _Step:
     generation: int
     microbatches: int
     left_out: frozenset[str]
+    tied_stages: frozenset[int]
     record: CommitRecord | None = None
+    donors: tuple[str, ...] = ()
 
     def next_action(
         self,
@@ -259,7 +266,9 @@ class _Step:
             for stage in members
         }
         groups = {stage: tuple(peers) for stage, peers in members.items()}
-        return Close(self.number, groups, waiting, self.record, self.generation)
+        return Close(
+            self.number, groups, waiting, self.record, self.generation, self.donors
+        )
 
     def _feed(
         self,
@@ -319,7 +328,34 @@ def _finish_commit(
     current, stale = _split_by_lineage(behind, low, step.left_out)
     if stale:
         return _resync(stale)
-    return replace(step, record=record).next_action(current, {})
+    step = replace(step, record=record)
+    if step.tied_stages & behind.keys() and step.tied_stages & ahead.keys():
+        (end,) = step.tied_stages & ahead.keys()
+        if not (donors := _donors(ahead[end], high)):
+            return _commit_donor(ahead[end], record, step) or Wait(
+                tuple(behind),
+                f"no peer with the tied gradient of step {low}, which stage {end} has "
+                "applied and no longer keeps",
+                is_lost=True,
+            )
+        step = replace(step, donors=donors)
+    return step.next_action(current, {})
+
+
+def _donors(peers: Sequence[Report], step: int) -> tuple[str, ...]:
+    """Who keeps what it applied to get to ``step``; the commonest lineage first."""
+    able = [peer for peer in peers if peer.step == step and peer.can_replay]
+    tally = Counter(peer.lineage for peer in able)
+    able.sort(key=lambda p: (-tally[p.lineage], p.lineage, p.peer))
+    return tuple(peer.peer for peer in able)
+
+
+def _commit_donor(
+    peers: Sequence[Report], record: CommitRecord, step: _Step
+) -> CommitRest | None:
+    """Who missed the commit of this step holds its gradient still."""
+    late = sorted(peer.peer for peer in peers if _can_follow(peer, record))
+    return CommitRest(record, tuple(late), step.generation) if late else None
 
 
 def _commit_late(

@@ -6,6 +6,7 @@
     relay.py          sends a microbatch to some peer of the next stage, with retries
     relaying.py       the receiver's side: forward, deeper stages, backward, count
     stage_control.py  a stage server's part in closing steps
+    reducing.py       its part in an all-reduce, and in that of a tied table
     changes.py        changes of device and ledger together, one at a time
     snapshots.py      a stage's state in hashed chunks, for joiners
     download.py       fetches that state from several stage peers

@@ -78,6 +78,8 @@ class Compute(Protocol):
         gradient_specs: The same for ``backward``'s ``grad_y``.
         sum_specs: The same for the gradient sum, leaf by leaf.
         state_specs: The same for ``state``.
+        tied_leaf: Which of ``sum_specs`` is of a table that another stage has a copy
+            of; None if there is none.
         queued: Operations that wait for the device.
     """
 
@@ -85,6 +87,7 @@ class Compute(Protocol):
     gradient_specs: tuple[tuple[str, tuple[int, ...]], ...]
     sum_specs: tuple[tuple[str, tuple[int, ...]], ...]
     state_specs: tuple[tuple[str, tuple[int, ...]], ...]
+    tied_leaf: int | None
     queued: int
 
     async def forward(
@@ -136,8 +139,14 @@ class Compute(Protocol):
         """Sum of the loss over the loss tokens; forward only (validation)."""
         ...
 
-    async def gradient_sum(self, scale: float) -> list[np.ndarray]:
-        """The gradient sum times ``scale``, leaf by leaf. The sum is left as it is."""
+    async def gradient_sum(
+        self, scale: float, tied_scale: float | None = None
+    ) -> list[np.ndarray]:
+        """The gradient sum times ``scale``, leaf by leaf. The sum is left as it is.
+
+        Args:
+            tied_scale: For the tied leaf; None: it is as the others.
+        """
         ...
 
     async def add_to_sum(self, gradients: Arrays) -> bool:
@@ -145,7 +154,10 @@ class Compute(Protocol):
         ...
 
     async def load_reduced(self, gradients: Arrays) -> float:
-        """Takes the all-reduced gradient into a buffer; returns its squared norm."""
+        """Takes the all-reduced gradient into a buffer; returns its squared norm.
+
+        The last stage leaves the tied leaf out, which the first one counts.
+        """
         ...
 
     async def apply(self, gradient_norm: float) -> None:
@@ -160,7 +172,15 @@ class Compute(Protocol):
         ...
 
     def forget_previous(self) -> None:
-        """Drops the parameters before the last update."""
+        """Drops the parameters before the last update, and its tied gradient."""
+        ...
+
+    async def previous_tied(self) -> np.ndarray:
+        """The tied leaf of the last update's gradient; kept like the parameters before.
+
+        Raises:
+            Abandoned: It is gone.
+        """
         ...
 
     async def clear(self) -> None:

@@ -102,6 +102,7 @@ class Leader:
                 microbatches=self._config.microbatches_per_step,
                 newest_seen=self._newest,
                 left_out=self._preparing.left_out,
+                tied_stages=self._config.tied_stages,
             )
             if not (isinstance(action, Wait) and action.is_lost):
                 self._lost_since_s = None

@@ -123,6 +123,10 @@ class Prepare:
     Attributes:
         generation: Of the run that the step belongs to.
         group: Peers of the stage that take part, each with the digest of its ledger.
+        tied: Peers of the first and the last stage that reduce the gradient of the
+            table that both have a copy of; none in other stages.
+        donors: Of the other of these two stages, which has committed the step: they
+            give that gradient, since it cannot be reduced again.
         loss_tokens: Loss tokens of the whole step, which the gradient is divided by.
     """
 
@@ -131,6 +135,8 @@ class Prepare:
     generation: int
     step: int
     group: dict[str, str]
+    tied: frozenset[str]
+    donors: list[str]
     loss_tokens: int
 
 
@@ -240,6 +246,21 @@ class FetchChunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FetchTied:
+    """Send the tied gradient of a step that you have just committed.
+
+    The answer's array: the gradient that both copies of the table were updated with.
+
+    Attributes:
+        generation: Of the run that the step belongs to.
+    """
+
+    op: ClassVar[str] = "tied"
+    generation: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HandOver:
     """Add my gradient sum and ledger to yours: I am leaving.
 
@@ -273,6 +294,7 @@ Request = (
     | Watch
     | FetchManifest
     | FetchChunk
+    | FetchTied
     | HandOver
 )
 _KINDS = {kind.op: kind for kind in get_args(Request)}

@@ -38,6 +38,7 @@ class Preparing:
 
     def __init__(self, config: ExperimentConfig, leadership: Leadership):
         self._leadership = leadership
+        self._tied_stages = config.tied_stages
         self._timeout_s = (
             config.tuning.allreduce_timeout_s + config.tuning.control_timeout_s
         )
@@ -85,18 +86,30 @@ class Preparing:
     async def _ask_all(
         self, action: Close, groups: Mapping[int, dict[str, str]], loss_tokens: int
     ) -> dict[str, Mapping[str, Any]]:
+        tied, donors = self._tied(action, groups)
         requests = {
             peer: Prepare(
                 round=self._leadership.round,
                 generation=action.generation,
                 step=action.step,
                 group=group,
+                tied=tied if stage in self._tied_stages else frozenset(),
+                donors=donors if stage in self._tied_stages else [],
                 loss_tokens=loss_tokens,
             )
-            for group in groups.values()
+            for stage, group in groups.items()
             for peer in group
         }
         return await self._leadership.ask_together(requests, timeout_s=self._timeout_s)
+
+    def _tied(
+        self, action: Close, groups: Mapping[int, Mapping[str, str]]
+    ) -> tuple[frozenset[str], list[str]]:
+        """Who reduces the tied gradient together, or who has it reduced already."""
+        if action.donors:
+            return frozenset(), list(action.donors)
+        closing = self._tied_stages & groups.keys()
+        return frozenset(peer for stage in closing for peer in groups[stage]), []
 
     def _void(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from swarm_jax.config import ExperimentConfig
+from swarm_jax.core.ledger import ledger_digest
 from swarm_jax.core.reports import (
     DRAINING,
     JOINING,
@@ -16,7 +17,7 @@ from swarm_jax.core.reports import (
 )
 from swarm_jax.core.stage_state import StageState
 from swarm_jax.errors import AllReduceVoid
-from swarm_jax.net.protocols import AllReduce, Message
+from swarm_jax.net.protocols import Message
 from swarm_jax.roles.changes import Changes
 from swarm_jax.roles.compute import Compute
 from swarm_jax.roles.joining import Joining
@@ -33,6 +34,7 @@ from swarm_jax.roles.messages import (
     report_to_header,
 )
 from swarm_jax.roles.peers import SwarmView
+from swarm_jax.roles.reducing import Reducing
 from swarm_jax.roles.relaying import Relaying
 from swarm_jax.roles.stage_saving import StageSaving
 
@@ -56,7 +58,7 @@ class StageControl:
         state: StageState,
         peer_id: str,
         *,
-        allreduce: AllReduce,
+        reducing: Reducing,
         compute: Compute,
         relaying: Relaying,
         changes: Changes,
@@ -67,11 +69,10 @@ class StageControl:
         on_count: Callable[[int, int], None],
         on_state: Callable[[], None],
     ):
-        self._allreduce_timeout_s = config.tuning.allreduce_timeout_s
         self._is_last = state.stage == config.swarm.num_stages - 1
         self._state = state
         self._peer_id = peer_id
-        self._allreduce = allreduce
+        self._reducing = reducing
         self._compute = compute
         self._relaying = relaying
         self._changes = changes
@@ -123,25 +124,21 @@ class StageControl:
 
         Each of n peers contributes ``sum * n / T`` to a mean over n, so that any split
         of the microbatches over peers, idle ones and joiners included, gives the same
-        gradient.
+        gradient. A joiner must be taken for one: had it just moved here, others would
+        miss what it had counted in the stage that it left.
         """
         if self._state.state == JOINING:
             if not self._state.promise_to(request.round):
                 return self._old_round()
+            if request.group.get(self._peer_id) != ledger_digest(()):
+                return refusal(Status.DIFFERENT_LEDGER)
             contribution = self._joining.nothing()
         else:
             contribution = await self._changes.run(self._contribution(request))
             if isinstance(contribution, Message):
                 return contribution
-        stage = self._state.stage
-        group_id = "/".join(map(str, (stage, request.step, *request.round)))
         try:
-            mean = await self._allreduce.average(
-                f"{self._view.prefix}/{group_id}",
-                sorted(request.group),
-                contribution,
-                timeout_s=self._allreduce_timeout_s,
-            )
+            mean = await self._reducing.mean(request, contribution)
         except AllReduceVoid as void:
             logger.warning("step %d: %s", request.step, void)
             return refusal(Status.VOID, lacked=list(void.missing))
@@ -156,8 +153,10 @@ class StageControl:
             return bad
         if request.group.get(self._peer_id) != self._state.ledger_digest():
             return refusal(Status.DIFFERENT_LEDGER)
-        scale = len(request.group) / request.loss_tokens
-        return await self._compute.gradient_sum(scale)
+        return await self._compute.gradient_sum(
+            len(request.group) / request.loss_tokens,
+            len(request.tied) / request.loss_tokens,
+        )
 
     async def _load(self, request: Prepare, mean: list[np.ndarray]) -> Message:
         if bad := self._refuse(request):

@@ -34,6 +34,7 @@ from swarm_jax.roles.messages import (
     DropSum,
     FetchChunk,
     FetchManifest,
+    FetchTied,
     HandOver,
     MalformedHeader,
     MoveTo,
@@ -48,6 +49,7 @@ from swarm_jax.roles.messages import (
     refusal,
 )
 from swarm_jax.roles.peers import PeerRecord, SwarmView
+from swarm_jax.roles.reducing import Reducing
 from swarm_jax.roles.relay import NextStage
 from swarm_jax.roles.relaying import Relaying
 from swarm_jax.roles.snapshots import Snapshots
@@ -142,11 +144,21 @@ class StageServer:
             max_kept_bytes=config.tuning.join_buffer_bytes,
             on_state=self._state_changed,
         )
+        self._reducing = Reducing(
+            self.state,
+            calls,
+            allreduce,
+            compute,
+            self._changes,
+            prefix=self.view.prefix,
+            swarm=self._swarm,
+            timeout_s=config.tuning.allreduce_timeout_s,
+        )
         self._control = StageControl(
             config,
             self.state,
             calls.peer_id,
-            allreduce=allreduce,
+            reducing=self._reducing,
             compute=compute,
             relaying=self._relaying,
             changes=self._changes,
@@ -278,6 +290,8 @@ class StageServer:
                 raise BadMessage(sender, f"moves this peer to stage {stage}")
             case Prepare(loss_tokens=0):
                 raise BadMessage(sender, "prepares a step without loss tokens")
+            case Prepare() if not self._reducing.fits(request):
+                return refusal(Status.WRONG_STAGE)
             case _ if specs:
                 raise BadMessage(sender, f"{request.op} carries no arrays")
         return None
@@ -348,6 +362,8 @@ class StageServer:
                 return await self._snapshots.manifest(request)
             case FetchChunk():
                 return await self._snapshots.chunk(request)
+            case FetchTied():
+                return await self._reducing.give(request)
 
     async def _relay(self, sender: str, relay: Relay, message: Message) -> Message:
         """Checks again what may have changed while the body arrived, and runs."""

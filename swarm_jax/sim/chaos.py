@@ -8,6 +8,7 @@ made with exact ledgers; nothing is left over and nothing has crashed.
 import asyncio
 import itertools
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def shrink(schedule: Schedule) -> Schedule:
     index = 0
     while index < len(schedule.faults):
         faults = schedule.faults[:index] + schedule.faults[index + 1 :]
-        shorter = Schedule(schedule.peers_per_stage, schedule.trainers, faults)
+        shorter = replace(schedule, faults=faults)
         if failure(shorter):
             schedule = shorter
         else:
@@ -74,7 +75,11 @@ def shrink(schedule: Schedule) -> Schedule:
 
 
 def _make_config(schedule: Schedule) -> ExperimentConfig:
-    config = modelled_config(num_stages=len(schedule.peers_per_stage), steps=STEPS)
+    config = modelled_config(
+        num_stages=len(schedule.peers_per_stage),
+        steps=STEPS,
+        tied_head=schedule.tied_head,
+    )
     config.checkpoint.every_steps = SAVE_EVERY_STEPS
     return config
 
@@ -209,7 +214,10 @@ class _ChaosRun:
     async def _check(self, terms: int) -> None:
         """Raises ``Broken`` unless states, ledgers and records are right."""
         config = self._config
-        reference = train_sequentially(config.swarm.num_stages, config.steps)
+        tied_head = self._schedule.tied_head
+        reference = train_sequentially(
+            config.swarm.num_stages, config.steps, tied_head=tied_head
+        )
         for peer, server in self.swarm.alive.items():
             compute = self.swarm.computes[peer]
             state = b"".join(array.tobytes() for array in await compute.state())
@@ -217,7 +225,7 @@ class _ChaosRun:
                 raise Broken(f"{peer} has other parameters than plain training gives")
             if np.any(await compute.gradient_sum(1.0)):
                 raise Broken(f"{peer} has something in its gradient sum at the end")
-        check_checkpoints(self._folder, config.swarm.num_stages)
+        check_checkpoints(self._folder, config.swarm.num_stages, tied_head)
         self._closes.check(
             config.swarm.num_stages, config.steps, config.microbatches_per_step
         )

@@ -71,11 +71,16 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One run: its shape and its faults."""
+    """One run: its shape and its faults.
+
+    Attributes:
+        tied_head: Whether the first and the last stage have a copy of one table each.
+    """
 
     peers_per_stage: tuple[int, ...]
     trainers: int
     faults: tuple[Fault, ...]
+    tied_head: bool = False
 
     @property
     def may_restart(self) -> bool:
@@ -87,9 +92,11 @@ class Schedule:
             "peers_per_stage": list(self.peers_per_stage),
             "trainers": self.trainers,
             "faults": [fault.to_dict() for fault in self.faults],
+            **({"tied_head": True} if self.tied_head else {}),
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Schedule":
         faults = tuple(Fault(**fault) for fault in values["faults"])
-        return cls(tuple(values["peers_per_stage"]), values["trainers"], faults)
+        peers, tied_head = values["peers_per_stage"], values.get("tied_head", False)
+        return cls(tuple(peers), values["trainers"], faults, tied_head)

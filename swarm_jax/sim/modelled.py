@@ -34,14 +34,16 @@ class ModelledModel:
     num_layers: int = 4
     vocab_size: int = 512
     sequence_length: int = 2
+    tied_head: bool = False
 
 
 def modelled_config(
-    *, num_stages: int, steps: int, microbatches: int = 8
+    *, num_stages: int, steps: int, microbatches: int = 8, tied_head: bool = False
 ) -> ExperimentConfig:
     """An experiment for ``ModelledCompute``; ``microbatches`` is a power of two."""
     assert microbatches & (microbatches - 1) == 0
-    config = ExperimentConfig(run_id="modelled", steps=steps, model=ModelledModel())
+    model = ModelledModel(tied_head=tied_head)
+    config = ExperimentConfig(run_id="modelled", steps=steps, model=model)
     config.data.target_batch_size = microbatches
     config.swarm.microbatch_size = 1
     config.swarm.num_stages = num_stages
@@ -84,6 +86,9 @@ class ModelledTokens:
 class ModelledCompute:
     """``roles.compute.Compute`` of one stage.
 
+    Its parameters are one vector; on the first and the last stage of a model with a
+    tied head a second one, which they share.
+
     Args:
         duration_s: Virtual seconds that an operation, by its name, takes.
 
@@ -104,11 +109,14 @@ class ModelledCompute:
         is_last = stage == config.swarm.num_stages - 1
         self.input_specs = (tokens if stage == 0 else activations,)
         self.gradient_specs = () if is_last else (activations,)
-        self.sum_specs = (activations,)
-        self.state_specs = (activations, activations)
+        is_tied = stage in config.tied_stages
+        self.tied_leaf = 1 if is_tied else None
+        self._num_leaves = 2 if is_tied else 1
+        self.sum_specs = (activations,) * self._num_leaves
+        self.state_specs = (activations,) * 2 * self._num_leaves
+        self._counts_norm_of = 1 if is_last else self._num_leaves
         self._stage = stage
         self._device = _Device(duration_s, lambda *what: self.on_operation(*what))
-        self._sum = np.zeros(WIDTH)
         self._reset()
 
     @property
@@ -133,7 +141,8 @@ class ModelledCompute:
 
         def work() -> Backward:
             grad_x = [] if self._stage == 0 else [integers(b"x", params, *x, *grad_y)]
-            return self._add(integers(b"g", params, *x, *grad_y), grad_x, 0.0, count)
+            gradients = self._gradients(params, *x, *grad_y)
+            return self._add(gradients, grad_x, 0.0, count)
 
         return await self._counting("backward", work, count, order)
 
@@ -149,8 +158,8 @@ class ModelledCompute:
         def work() -> Backward:
             params = self._choose(previous)
             grad_x = [] if self._stage == 0 else [integers(b"x", params, *x, targets)]
-            gradient = integers(b"g", params, *x, targets)
-            return self._add(gradient, grad_x, float(gradient[0]), count)
+            gradients = self._gradients(params, *x, targets)
+            return self._add(gradients, grad_x, float(gradients[0, 0]), count)
 
         return await self._counting("backward", work, count, order)
 
@@ -162,22 +171,28 @@ class ModelledCompute:
             lambda: float(integers(b"l", self._params, *x, targets)[0]),
         )
 
-    async def gradient_sum(self, scale: float) -> list[np.ndarray]:
-        return await self._control("gradient_sum", lambda: [self._sum * scale])
+    async def gradient_sum(
+        self, scale: float, tied_scale: float | None = None
+    ) -> list[np.ndarray]:
+        scales = scale, scale if tied_scale is None else tied_scale
+        return await self._control(
+            "gradient_sum",
+            lambda: [leaf * by for leaf, by in zip(self._sum, scales, strict=False)],
+        )
 
     async def add_to_sum(self, gradients: Arrays) -> bool:
         def work() -> bool:
-            finite = bool(np.isfinite(gradients[0]).all())
+            finite = bool(np.isfinite(gradients).all())
             if finite:
-                self._sum = self._sum + gradients[0]
+                self._sum = self._sum + np.array(gradients)
             return finite
 
         return await self._control("add_to_sum", work)
 
     async def load_reduced(self, gradients: Arrays) -> float:
         def work() -> float:
-            self._reduced = np.array(gradients[0])
-            return float((self._reduced**2).sum())
+            self._reduced = np.array(gradients)
+            return float((self._reduced[: self._counts_norm_of] ** 2).sum())
 
         return await self._control("load_reduced", work)
 
@@ -185,28 +200,38 @@ class ModelledCompute:
         def work() -> None:
             assert self._reduced is not None, "apply without load_reduced"
             self._previous = self._choose(previous=False)
+            self._previous_tied = self._reduced[self.tied_leaf or 0]
             self._params = self._params + self._reduced
             norm = np.array([gradient_norm])
-            self._moments = integers(b"m", self._moments, self._reduced, norm)
+            moved = zip(self._moments, self._reduced, strict=True)
+            self._moments = np.array([integers(b"m", m, g, norm) for m, g in moved])
             self._clear()
 
         await self._control("apply", work)
 
     def forget_previous(self) -> None:
-        self._previous = None
+        self._previous = self._previous_tied = None
+
+    async def previous_tied(self) -> np.ndarray:
+        def work() -> np.ndarray:
+            if self._previous_tied is None:
+                raise Abandoned("the tied gradient of the last update is gone")
+            return self._previous_tied
+
+        return await self._control("previous_tied", work)
 
     async def clear(self) -> None:
         await self._control("clear", self._clear)
 
     async def state(self) -> list[np.ndarray]:
         return await self._control(
-            "state", lambda: [self._params.copy(), self._moments.copy()]
+            "state", lambda: [*self._params.copy(), *self._moments.copy()]
         )
 
     async def load_state(self, state: Arrays) -> None:
         def work() -> None:
-            self._params, self._moments = (np.array(array) for array in state)
-            self._previous = None
+            self._params, self._moments = np.split(np.array(state), 2)
+            self.forget_previous()
             self._clear()
 
         await self._control("load_state", work)
@@ -215,20 +240,27 @@ class ModelledCompute:
         await self._control("reset", self._reset)
 
     async def digest(self) -> str:
-        return (await self.state())[0].tobytes().hex()
+        state = await self.state()
+        return b"".join(a.tobytes() for a in state[: self._num_leaves]).hex()
 
     def close(self) -> None:
         pass
 
     def _reset(self) -> None:
-        self._params = np.full(WIDTH, float(self._stage))
-        self._moments = np.zeros(WIDTH)
+        own, tied = np.full(WIDTH, float(self._stage)), np.zeros(WIDTH)
+        self._params = np.array([own, tied][: self._num_leaves])
+        self._moments = np.zeros_like(self._params)
         self._previous: np.ndarray | None = None
+        self._previous_tied: np.ndarray | None = None
         self._clear()
 
     def _clear(self) -> None:
-        self._sum = np.zeros(WIDTH)
+        self._sum = np.zeros_like(self._params)
         self._reduced: np.ndarray | None = None
+
+    def _gradients(self, *arrays: np.ndarray) -> np.ndarray:
+        salts = (b"g", b"t")[: self._num_leaves]
+        return np.array([integers(salt, *arrays) for salt in salts])
 
     def _choose(self, previous: bool) -> np.ndarray:
         if not previous:
@@ -240,13 +272,13 @@ class ModelledCompute:
 
     def _add(
         self,
-        gradient: np.ndarray,
+        gradients: np.ndarray,
         grad_x: list[np.ndarray],
         loss_sum: float,
         count: Count | None,
     ) -> Backward:
         if count is not None:
-            self._sum = self._sum + gradient
+            self._sum = self._sum + gradients
         return Backward(grad_x, loss_sum, True, self._device.takes_s)
 
     async def _counting(

@@ -6,7 +6,7 @@ ledgers. It and the swarm share nothing but the hash that makes gradients.
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -47,54 +47,81 @@ class Reference:
 
 @cache
 def train_sequentially(
-    num_stages: int, steps: int, skipped: int | None = None
+    num_stages: int, steps: int, skipped: int | None = None, tied_head: bool = False
 ) -> Reference:
     """One process, one microbatch after the other.
+
+    A tied table is one here, and comes to the states of the first and the last stage.
 
     Args:
         skipped: A step without an update; it has no loss and no norm.
     """
     config = modelled_config(num_stages=num_stages, steps=steps)
     data = ModelledTokens(config)
+    ends = {0, num_stages - 1} if tied_head and num_stages > 1 else set()
     params = [np.full(WIDTH, float(stage)) for stage in range(num_stages)]
     moments = [np.zeros(WIDTH) for _ in range(num_stages)]
+    table = table_moments = np.zeros(WIDTH)
     losses, norms = [], []
     for step in range(steps):
         if step == skipped:
             continue
-        weights = [
-            p + m / 2**GRADIENT_BITS for p, m in zip(params, moments, strict=True)
-        ]
+        weights = []
+        for stage in range(num_stages):
+            own = [params[stage], *([table] if stage in ends else [])]
+            moved = [moments[stage], *([table_moments] if stage in ends else [])]
+            weights.append(np.array(own) + np.array(moved) / 2**GRADIENT_BITS)
         gradients = [np.zeros(WIDTH) for _ in range(num_stages)]
+        of_table = np.zeros(WIDTH)
         loss = 0.0
         for index in range(config.microbatches_per_step):
             batch = data.microbatch(step, index)
-            loss += _add_microbatch(weights, gradients, batch.inputs, batch.targets)
+            loss += _add_microbatch(
+                weights, gradients, of_table, ends, batch.inputs, batch.targets
+            )
         tokens = data.step_loss_tokens(step)
         means = [gradient / tokens for gradient in gradients]
-        norm = math.sqrt(sum(float((mean**2).sum()) for mean in means))
+        mean_of_table = of_table / tokens
+        squares = [float((mean**2).sum()) for mean in (*means, mean_of_table)]
+        norm = math.sqrt(math.fsum(squares))
         for stage, mean in enumerate(means):
             params[stage] = params[stage] + mean
             moments[stage] = integers(b"m", moments[stage], mean, np.array([norm]))
+        table = table + mean_of_table
+        table_moments = integers(b"m", table_moments, mean_of_table, np.array([norm]))
         losses.append(loss / tokens)
         norms.append(norm)
-    states = [p.tobytes() + m.tobytes() for p, m in zip(params, moments, strict=True)]
+    states = []
+    for stage in range(num_stages):
+        tied = stage in ends
+        leaves = [params[stage], *([table] if tied else [])]
+        leaves += [moments[stage], *([table_moments] if tied else [])]
+        states.append(b"".join(leaf.tobytes() for leaf in leaves))
     return Reference(states, losses, norms)
 
 
 def _add_microbatch(
     weights: Sequence[np.ndarray],
     gradients: list[np.ndarray],
+    of_table: np.ndarray,
+    ends: Collection[int],
     tokens: np.ndarray,
     targets: np.ndarray,
 ) -> float:
-    """Forward and backward through all stages; returns the loss."""
+    """Forward and backward through all stages; returns the loss.
+
+    Args:
+        gradients: Of each stage; it is added to.
+        of_table: That of the table which ``ends`` share; it is added to.
+    """
     inputs = [tokens]
     for weight in weights[:-1]:
         inputs.append(integers(b"y", weight, inputs[-1]))
     incoming, loss = targets, 0.0
     for stage in reversed(range(len(weights))):
         gradient = integers(b"g", weights[stage], inputs[stage], incoming)
+        if stage in ends:
+            of_table += integers(b"t", weights[stage], inputs[stage], incoming)
         incoming = integers(b"x", weights[stage], inputs[stage], incoming)
         gradients[stage] = gradients[stage] + gradient
         loss = loss or float(gradient[0])
@@ -105,7 +132,8 @@ class Closes:
     """Notes with which ledgers each update was made, at the devices that made it.
 
     Whoever of a group dies afterwards was heard when it gave its gradient; so what is
-    checked does not depend on anybody's memory, and on no trainer's word.
+    checked does not depend on anybody's memory, and on no trainer's word. Rounds of a
+    tied table are of two stages, with the ledgers of the rounds beside them.
 
     Attributes:
         groups: Ledgers by peer, by group of an all-reduce.
@@ -123,6 +151,8 @@ class Closes:
         match event.kind, event.op:
             case "request_sent", "collect":
                 self.terms.add(tuple(event.header["round"][:2]))
+            case "allreduce_joined" | "allreduce_ready", _ if _is_tied(event):
+                return
             case "allreduce_joined", _:
                 state = self._servers[event.peer].state
                 joins = state.state == JOINING
@@ -150,6 +180,10 @@ class Closes:
                 counts = audit({stage: list(ledgers.values())}, microbatches)
                 if not counts.exact:
                     raise Broken(f"stage {stage} took step {step} with {ledgers}")
+
+
+def _is_tied(event: Event) -> bool:
+    return event.header["group_id"].split("/")[1] == "tied"
 
 
 def check_records(
@@ -186,12 +220,14 @@ def check_records(
             raise Broken(f"step {record['step']} is recorded as {wrong}, not {right}")
 
 
-def check_checkpoints(folder: MemoryFolder, num_stages: int) -> None:
+def check_checkpoints(
+    folder: MemoryFolder, num_stages: int, tied_head: bool = False
+) -> None:
     """What is complete is the state of that step, in every stage."""
     for step, digests in folder.complete.items():
         if set(digests) != set(range(num_stages)):
             raise Broken(f"the checkpoint of step {step} has stages {sorted(digests)}")
-        reference = train_sequentially(num_stages, step)
+        reference = train_sequentially(num_stages, step, tied_head=tied_head)
         for stage, digest in digests.items():
             saved_stage, position, arrays = folder.states[digest]
             state = b"".join(array.tobytes() for array in arrays)

@@ -42,7 +42,7 @@ def compile_ahead(programs: StagePrograms, init: Callable[[], Any]) -> None:
         ahead(programs.loss_backward, weights, x, targets_BL)
         ahead(programs.loss_backward_adding, weights, x, targets_BL, total)
     ahead(programs.add, total, total)
-    ahead(programs.scale, total, 1.0)
+    ahead(programs.scale, total, 1.0, 1.0)
     ahead(programs.squared_norm, total)
     for tree in (params, (params, opt_state)):
         ahead(programs.copy, tree)

@@ -19,7 +19,14 @@ from etils import epath
 
 from swarm_jax.errors import CheckpointError
 from swarm_jax.stage.layer_files import Unreadable
-from swarm_jax.stage.layered import Arrays, Layers, nested
+from swarm_jax.stage.layered import (
+    TIED,
+    Arrays,
+    Layers,
+    nested,
+    stored_as,
+    tied_layer,
+)
 from swarm_jax.stage.manifests import Manifest, Marker, Saved, describe
 from swarm_jax.stage.step_folder import Part, StepFolder
 
@@ -166,10 +173,13 @@ class CheckpointFolder:
         with self._reading(step, names):
             marker, parts = self._complete_parts(step)
             owners = {name: part for part in parts for name in part.manifest.layers}
-            if missing := [name for name in names if name not in owners]:
+            sources = {name: stored_as(name, owners) for name in names}
+            if missing := [name for name in sources.values() if name not in owners]:
                 raise Unreadable(f"{', '.join(missing)} not there")
-            layers = {name: owners[name].read(name) for name in names}
-            saved, shared = _agreed([owners[name].manifest for name in names])
+            layers = {name: owners[at].read(at) for name, at in sources.items()}
+            if TIED in layers:
+                layers[TIED] = tied_layer(layers[TIED])
+            saved, shared = _agreed([owners[at].manifest for at in sources.values()])
             if not any(part.manifest.layers.keys() == set(names) for part in parts):
                 lineage = _derived_lineage(marker, names)
                 saved = Saved(step, saved.generation, lineage, saved.last_commit)
@@ -177,6 +187,8 @@ class CheckpointFolder:
 
     def load_params(self, step: int) -> tuple[dict[str, Any], Mapping[str, Any]]:
         """The parameters of all layers as nested dicts, and the experiment's config.
+
+        Without "tied", which is a copy for a stage of its own.
 
         Raises:
             CheckpointError: As ``load``.
@@ -189,6 +201,7 @@ class CheckpointFolder:
                 name: nested(part.read(name, "params"))["params"]
                 for part in parts
                 for name in part.manifest.layers
+                if name != TIED
             }
             return layers, marker.config
 
@@ -217,7 +230,8 @@ class CheckpointFolder:
             return False
         if layers is None:
             return len(parts) == len(marker.stages)
-        return _layers(parts.values()) >= set(layers)
+        found = _layers(parts.values())
+        return found >= {stored_as(name, found) for name in layers}
 
     def _marker(self, step: int) -> Marker | None:
         folder = self._step(step)

@@ -109,11 +109,13 @@ class StageCompute:
     ):
         self.input_specs = programs.input_specs
         self.gradient_specs = programs.gradient_specs
+        self.tied_leaf = programs.tied_leaf
         self._programs = programs
         self._init = init
         self._params = params = init()
         self._weights = programs.cast(params)
         self._previous_weights: Any = None
+        self._previous_tied: jax.Array | None = None
         self._opt_state = programs.init_optimizer(params)
         self._gradient_sum = programs.zeros()
         self._reduced: Any = None
@@ -219,10 +221,13 @@ class StageCompute:
             order=order,
         )
 
-    async def gradient_sum(self, scale: float) -> list[np.ndarray]:
+    async def gradient_sum(
+        self, scale: float, tied_scale: float | None = None
+    ) -> list[np.ndarray]:
+        scales = scale, scale if tied_scale is None else tied_scale
         return await self._run(
             "gradient_sum",
-            lambda: self._programs.scale(self._gradient_sum, scale),
+            lambda: self._programs.scale(self._gradient_sum, *scales),
             _to_host,
         )
 
@@ -247,6 +252,7 @@ class StageCompute:
             # Dropped before, not after: the update is when memory is shortest.
             gradients, self._reduced, self._gradient_sum = self._reduced, None, None
             self._previous_weights = self._programs.keep(self._weights)
+            self._keep_tied(gradients)
             self._params, self._opt_state, self._weights, done = self._programs.update(
                 self._params, self._opt_state, gradients, gradient_norm
             )
@@ -256,7 +262,15 @@ class StageCompute:
         await self._run("apply", launch, jax.block_until_ready)
 
     def forget_previous(self) -> None:
-        self._previous_weights = None
+        self._previous_weights = self._previous_tied = None
+
+    async def previous_tied(self) -> np.ndarray:
+        def launch():
+            if self._previous_tied is None:
+                raise Abandoned("the tied gradient of the last update is gone")
+            return self._previous_tied
+
+        return await self._run("previous_tied", launch, np.asarray)
 
     async def clear(self) -> None:
         await self._run("clear", self._launch_clear)
@@ -312,9 +326,14 @@ class StageCompute:
             raise Abandoned("the parameters before the last update are gone")
         return self._previous_weights
 
+    def _keep_tied(self, gradients: Any) -> None:
+        if self.tied_leaf is not None:
+            self._previous_tied = jax.tree.leaves(gradients)[self.tied_leaf]
+
     def _launch_replace(self, params: Any, opt_state: Any) -> None:
         self._launch_clear()
-        self._params, self._opt_state, self._previous_weights = params, opt_state, None
+        self.forget_previous()
+        self._params, self._opt_state = params, opt_state
         self._weights = self._programs.cast(params)
 
     def _launch_clear(self) -> None:

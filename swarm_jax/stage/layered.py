@@ -1,12 +1,15 @@
 """A stage's state by layer, under names that do not depend on the partition.
 
 The parameters have the top level "embed", "blocks" (stacked over the stage's blocks on
-axis 0), "head", and "compress" and "expand", whose keys tell how many of the stage's
-blocks come before; an optimizer's state has subtrees like them. So an array belongs to
-the layer that its key path names; what names none, an update count, is shared by all.
+axis 0), "tied", "head", and "compress" and "expand", whose keys tell how many of the
+stage's blocks come before; an optimizer's state has subtrees like them. So an array
+belongs to the layer that its key path names; what names none, an update count, is
+shared by all.
+
+"tied" is a copy of the table in "embed". Where it was not saved, it is read from there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +20,8 @@ from swarm_jax.errors import CheckpointError
 Arrays = dict[str, np.ndarray]
 Layers = dict[str, Arrays]
 
-EMBED, BLOCKS, HEAD = "embed", "blocks", "head"
+EMBED, BLOCKS, TIED, HEAD = "embed", "blocks", "tied", "head"
+TABLE = "embedding"
 COMPRESS, EXPAND = "compress", "expand"
 
 
@@ -29,8 +33,8 @@ class LayeredState:
         first_layer: The first of the stage's blocks, counted over the whole model.
 
     Attributes:
-        names: Its layers in order: "embed", "layers.0", ..., "head"; "compress.3" and
-            "expand.3" are between "layers.2" and "layers.3".
+        names: Its layers in order: "embed", "layers.0", ..., "tied", "head";
+            "compress.3" and "expand.3" are between "layers.2" and "layers.3".
     """
 
     def __init__(self, state: Any, first_layer: int):
@@ -97,6 +101,16 @@ class LayeredState:
             ) from None
 
 
+def stored_as(layer: str, saved: Collection[str]) -> str:
+    """In which of the layers that were saved this one is found."""
+    return EMBED if layer == TIED and TIED not in saved else layer
+
+
+def tied_layer(embed: Mapping[str, np.ndarray]) -> Arrays:
+    """The layer "tied", from the layer "embed"."""
+    return {name: a for name, a in embed.items() if name.split("/")[-1] == TABLE}
+
+
 def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """``{"a/b": x}`` as ``{"a": {"b": x}}``."""
     tree: dict[str, Any] = {}
@@ -119,7 +133,7 @@ class _Place(NamedTuple):
 def _place(path: tuple[Any, ...], first_layer: int) -> _Place:
     state, *keys = (jax.tree_util.keystr((key,), simple=True) for key in path)
     root = ("params", "opt_state")[int(state)]
-    parts = EMBED, BLOCKS, HEAD, COMPRESS, EXPAND
+    parts = EMBED, BLOCKS, TIED, HEAD, COMPRESS, EXPAND
     at = next((i for i, key in enumerate(keys) if key in parts), None)
     if at is None:
         return _Place(None, "/".join((root, *keys)))
@@ -131,7 +145,7 @@ def _place(path: tuple[Any, ...], first_layer: int) -> _Place:
 
 def _order(name: str) -> tuple[float, int]:
     """Sorts layers as a microbatch meets them."""
-    if name in (EMBED, HEAD):
-        return (-1, 0) if name == EMBED else (float("inf"), 0)
+    if name in (EMBED, TIED, HEAD):
+        return (-1, 0) if name == EMBED else (float("inf"), name == HEAD)
     kind, number = name.split(".")
     return int(number), (COMPRESS, EXPAND, "layers").index(kind)

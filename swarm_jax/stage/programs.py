@@ -37,11 +37,13 @@ class StageFunctions(Protocol):
     """One stage of a model as pure functions of plain pytrees.
 
     ``apply`` is used unless ``is_last``, ``loss`` only if ``is_last``. The first stage
-    takes ``tokens_BL`` for ``x``.
+    takes ``tokens_BL`` for ``x``. ``tied`` is the path of the parameter that another
+    stage has a copy of, or None.
     """
 
     is_first: bool
     is_last: bool
+    tied: tuple[str, ...] | None
     init: Callable[[int], Tree]
     apply: Callable[[Tree, jax.Array], jax.Array]
     loss: Callable[[Tree, jax.Array, jax.Array], jax.Array]
@@ -58,6 +60,8 @@ class StagePrograms:
         input_specs: dtype name and shape of each array in ``x``.
         gradient_specs: The same for ``grad_y``; empty on the last stage.
         targets_spec: The same for the last stage's targets.
+        tied_leaf: Which leaf of the gradient is that of a parameter that another stage
+            has a copy of; None if there is none.
         cast: ``(params) -> weights``; gives ``params`` itself where no dtype differs.
         init_optimizer: ``(params) -> opt_state``.
         zeros: ``() -> gradient_sum``.
@@ -70,8 +74,9 @@ class StagePrograms:
         loss_backward_adding: ``(weights, x, targets_BL, sum) -> (grad_x, loss_sum,
             finite, sum)``.
         add: ``(sum, tree) -> (finite, sum)``; the sum is as it was unless finite.
-        scale: ``(sum, scale) -> tree``.
-        squared_norm: ``(tree) -> ()`` in the parameters' dtype.
+        scale: ``(sum, scale, tied_scale) -> tree``: the tied leaf by its own.
+        squared_norm: ``(tree) -> ()`` in the parameters' dtype. What is tied counts on
+            the first stage.
         update: ``(params, opt_state, gradients, gradient_norm) -> (params, opt_state,
             weights, done)``; params and opt_state are donated, ``done`` is a scalar to
             wait for.
@@ -83,6 +88,7 @@ class StagePrograms:
     input_specs: Specs
     gradient_specs: Specs
     targets_spec: tuple[str, tuple[int, ...]]
+    tied_leaf: int | None
     cast: Callable[..., Any]
     init_optimizer: Callable[..., Any]
     zeros: Callable[..., Any]
@@ -127,6 +133,18 @@ def make_stage_programs(
     assert (input_codec is None) == functions.is_first, input_codec
     assert (output_codec is None) == functions.is_last, output_codec
     passes = _Passes(functions, input_codec, output_codec)
+    tied_leaf = _find(shapes, functions.tied)
+    uncounted = tied_leaf if functions.is_last else None
+
+    def scale(tree, scale, tied_scale):
+        leaves, structure = jax.tree.flatten(tree)
+        factors = (tied_scale if i == tied_leaf else scale for i in range(len(leaves)))
+        scaled = [leaf * by for leaf, by in zip(leaves, factors, strict=True)]
+        return jax.tree.unflatten(structure, scaled)
+
+    def counted_norm(tree):
+        leaves = enumerate(jax.tree.leaves(tree))
+        return squared_norm([leaf for i, leaf in leaves if i != uncounted])
 
     def update(params, opt_state, gradients, gradient_norm):
         gradients = clip_by_given_norm(gradients, gradient_norm, clip_norm)
@@ -147,6 +165,7 @@ def make_stage_programs(
         input_specs=input_codec.activations.specs if input_codec else (tokens_spec,),
         gradient_specs=output_codec.gradients.specs if output_codec else (),
         targets_spec=tokens_spec,
+        tied_leaf=tied_leaf,
         cast=jax.jit(cast) if is_cast else lambda params: params,
         init_optimizer=jax.jit(optimizer.init),
         zeros=jax.jit(lambda: _zeros(shapes)),
@@ -160,8 +179,8 @@ def make_stage_programs(
         add=jax.jit(
             lambda total, tree: _add_if_finite(total, tree, ()), donate_argnums=0
         ),
-        scale=jax.jit(lambda tree, scale: jax.tree.map(lambda x: x * scale, tree)),
-        squared_norm=jax.jit(squared_norm),
+        scale=jax.jit(scale),
+        squared_norm=jax.jit(counted_norm),
         update=update_sharing,
         update_program=jitted_update,
         keep=(lambda weights: weights) if is_cast else copy,
@@ -268,6 +287,14 @@ def _add_if_finite(
 def _all_finite(tree: Tree) -> jax.Array:
     flags = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(flags)) if flags else jnp.array(True)
+
+
+def _find(tree: Tree, path: tuple[str, ...] | None) -> int | None:
+    """Which leaf is at ``path``."""
+    if path is None:
+        return None
+    leaves = jax.tree.leaves_with_path(tree)
+    return [tuple(key.key for key in keys) for keys, _ in leaves].index(path)
 
 
 def _zeros(shapes: Tree) -> Tree:

@@ -40,7 +40,12 @@ def seen(generation: int, step: int, record: CommitRecord | None = None) -> Newe
     return newest
 
 
-def decide(*reports: Report, left_out=frozenset(), newest_seen: Newest | None = None):
+def decide(
+    *reports: Report,
+    left_out=frozenset(),
+    newest_seen: Newest | None = None,
+    tied_stages=frozenset(),
+):
     return next_action(
         reports,
         num_stages=STAGES,
@@ -48,6 +53,7 @@ def decide(*reports: Report, left_out=frozenset(), newest_seen: Newest | None = 
         microbatches=MICROBATCHES,
         newest_seen=newest_seen or Newest(),
         left_out=left_out,
+        tied_stages=tied_stages,
     )
 
 
@@ -173,6 +179,55 @@ def test_one_peer_of_a_stage_that_can_replay_is_enough():
     assert isinstance(decide(forgetful, uncommitted, behind), Close)
 
 
+def tied_step_again(*of_the_other_end: Report):
+    """Stage 1 gets step 2 again; stage 0, which it is tied to, has committed it."""
+    behind = report("z", 1, WHOLE, step=2)
+    return decide(*of_the_other_end, behind, tied_stages=frozenset({0, 1}))
+
+
+def test_who_has_applied_a_tied_gradient_gives_it():
+    record = CommitRecord(2, 1.5)
+    there = {"last_commit": record, "can_replay": True}
+    rare = report("a", 0, **there, lineage="rare")
+    others = [report(name, 0, **there) for name in "bc"]
+    forgetful = report("d", 0, last_commit=record)
+    uncommitted = report("e", 0, step=2)
+    action = tied_step_again(rare, *others, forgetful, uncommitted)
+    assert isinstance(action, Close) and action.record == record
+    assert action.donors == ("b", "c", "a")
+
+
+def test_who_missed_the_commit_is_told_it_first_to_give_the_tied_gradient():
+    forgetful = report("a", 0, last_commit=CommitRecord(2, 1.5))
+    late = report("b", 0, step=2, prepared_step=2)
+    action = tied_step_again(forgetful, late)
+    assert action == CommitRest(CommitRecord(2, 1.5), ("b",))
+
+
+def test_a_tied_gradient_that_nobody_keeps_is_named():
+    """The one at step 2 could pass microbatches on, but has not applied anything."""
+    forgetful = report("a", 0, last_commit=CommitRecord(2, 1.5))
+    action = tied_step_again(forgetful, report("b", 0, step=2))
+    assert isinstance(action, Wait) and action.stages == (1,) and action.is_lost
+    assert "no peer with the tied gradient of step 2" in action.reason
+
+
+def test_two_ends_that_both_get_a_step_again_need_no_donors():
+    record = CommitRecord(2, 1.5)
+    behind = [report("a", 0, WHOLE, step=2), report("z", 2, WHOLE, step=2)]
+    middle = report("m", 1, last_commit=record, can_replay=True)
+    action = next_action(
+        [*behind, middle],
+        num_stages=3,
+        steps=STEPS,
+        microbatches=MICROBATCHES,
+        newest_seen=Newest(),
+        tied_stages=frozenset({0, 2}),
+    )
+    assert isinstance(action, Close) and set(action.groups) == {0, 2}
+    assert action.donors == ()
+
+
 def test_a_peer_that_only_missed_the_commit_is_told_it_again():
     record = CommitRecord(2, 1.5)
     there = [report(p, s, last_commit=record) for p, s in (("a", 0), ("c", 1))]
@@ -285,9 +340,10 @@ def test_done_only_when_every_stage_is():
         st.integers(0, 4),
         st.none() | st.builds(CommitRecord, st.integers(0, 3), st.just(1.0)),
     ),
+    st.sampled_from([frozenset(), frozenset({0, 1})]),
 )
-def test_whatever_is_reported_only_exact_steps_are_closed(reports, newest):
-    action = decide(*reports, newest_seen=newest)
+def test_whatever_is_reported_only_exact_steps_are_closed(reports, newest, tied):
+    action = decide(*reports, newest_seen=newest, tied_stages=tied)
     if isinstance(action, Feed | Drop | Close | Done | Resync):
         assert max((r.generation, r.step) for r in reports) >= newest.position
     match action:
@@ -296,6 +352,8 @@ def test_whatever_is_reported_only_exact_steps_are_closed(reports, newest):
             counted = {s: [r.counted for r in group] for s, group in groups.items()}
             assert audit(counted, MICROBATCHES).exact
             assert {r.step for group in groups.values() for r in group} == {step}
+            is_shared = tied <= groups.keys() or not tied & groups.keys()
+            assert bool(action.donors) != is_shared
         case CommitRest(record, peers):
             by_name = {r.peer: r for r in reports}
             assert {by_name[p].step for p in peers} == {record.step}
@@ -303,7 +361,8 @@ def test_whatever_is_reported_only_exact_steps_are_closed(reports, newest):
             serving = [r for r in reports if r.state in (ONLINE, DRAINING)]
             for stage in range(STAGES):
                 assert {r.peer for r in serving if r.stage == stage} - set(peers)
-    assert decide(*reversed(reports), newest_seen=newest) == action
+    reverse = decide(*reversed(reports), newest_seen=newest, tied_stages=tied)
+    assert reverse == action
 
 
 def test_the_most_named_peer_of_a_stage_with_a_spare_is_suspected():

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from models.config import GPTConfig
-from models.functional import to_layers
+from models.functional import tied_layer, to_layers
 from scripts.wiring import make_compute, make_control, stage_layers
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.sim.clock import run_virtual
@@ -16,7 +16,10 @@ from swarm_jax.sim.swarm import SimulatedSwarm
 LAYERS = 5
 
 
-def make_config(layers_per_stage) -> ExperimentConfig:
+def make_config(layers_per_stage, **choices) -> ExperimentConfig:
+    """Args:
+    choices: Fields of the model that are other than here.
+    """
     config = ExperimentConfig(
         run_id="test",
         seed=3,
@@ -30,6 +33,7 @@ def make_config(layers_per_stage) -> ExperimentConfig:
             vocab_size=260,
             sequence_length=6,
             parameter_dtype="float64",
+            **choices,
         ),
     )
     config.optimizer.warmup_steps = 2
@@ -61,7 +65,10 @@ def train_plainly(config=None, *, simulate_wire=False):
         targets_NL = np.concatenate([b.targets for b in batch])
         params, state, loss, _ = step(params, state, inputs_NL, targets_NL)
         losses.append(float(loss))
-    return losses, jax.device_get(to_layers(params, 0))
+    layers = jax.device_get(to_layers(params, 0))
+    if config.model.tied_head:  # where stages share it
+        layers["tied"] = tied_layer(layers["embed"])
+    return losses, layers
 
 
 def train(config, peers_per_stage, disturb=None):
@@ -105,4 +112,4 @@ def check_equal(swarm, totals, plain):
             ):
                 error = np.max(np.abs(a - b)) / np.max(np.abs(b))
                 assert error < 1e-9, (peer, name, path, error)
-    assert compared == layers.keys()
+    assert compared == layers.keys() - ({"tied"} - compared)

@@ -19,6 +19,7 @@ from models.functional import (
     from_layers,
     make_stage,
     matrix_mask,
+    tied_layer,
     to_layers,
 )
 from models.gpt import sinusoids
@@ -85,6 +86,8 @@ CUTS = {
     "bottleneck": (2, 1, 1),
     "maxout": (2, 2),
     "albert": (1, 2, 1),
+    "tied": (2, 2),
+    "tied and factorised": (1, 2, 1),
 }
 """At boundary layers and elsewhere."""
 
@@ -142,6 +145,7 @@ def assert_near(found, expected):
 def stages_of(choice, cut):
     """Functions, first layer and parameters of each stage."""
     layers, first, stages = to_layers(initial(choice), 0), 0, []
+    layers["tied"] = tied_layer(layers["embed"])
     for count in cut:
         functions = stage_of(choice, first, count)
         names = jax.eval_shape(
@@ -197,12 +201,17 @@ def test_chained_stages_are_the_whole_model(choice, cut):
     for (_, first, _), tree in zip((*body, last), gradients, strict=True):
         assert not found.keys() & to_layers(tree, first).keys()
         found |= to_layers(tree, first)
+    if "tied" in found:
+        # Of a table that is on two stages each has a part of the gradient.
+        found["embed"]["embedding"] += found.pop("tied")["embedding"]
     jax.tree.map(assert_near, found, to_layers(expected, 0))
 
 
-@pytest.mark.parametrize("choice", ["bottleneck", "albert"])
+@pytest.mark.parametrize("choice", ["bottleneck", "albert", "tied and factorised"])
 def test_initial_bits_do_not_depend_on_the_partition(choice):
     whole, found, first = to_layers(start(choice), 0), {}, 0
+    if config_of(choice).tied_head:
+        whole["tied"] = tied_layer(whole["embed"])
     for count in CUTS[choice]:
         found |= to_layers(stage_of(choice, first, count).init(7), first)
         first += count
@@ -383,8 +392,16 @@ def test_stages_with_equal_boundaries_have_parameters_of_one_structure():
     assert shapes[0] == shapes[1]
 
 
-def test_a_tied_head_over_several_stages_says_what_to_do():
-    config = config_of("tied")
-    for stage in ((0, 2), (2, 2)):
-        with pytest.raises(ValueError, match="tied_head=False"):
-            make_stage(config, *stage)
+@pytest.mark.parametrize(
+    ("stage", "path"),
+    [
+        ((0, 1), ("embed", "embedding")),
+        ((1, 2), None),
+        ((3, 1), ("tied", "embedding")),
+        ((0, 4), None),
+    ],
+)
+def test_the_ends_say_what_of_them_is_tied(stage, path):
+    functions = stage_of("tied and factorised", *stage)
+    assert functions.tied == path
+    assert ("tied" in jax.eval_shape(functions.init, 0)) == (stage == (3, 1))

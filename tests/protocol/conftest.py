@@ -95,9 +95,12 @@ class Run:
         folder=None,
         make_checkpoints=None,
         save_every=0,
+        tied_head=False,
         **tuning,
     ):
-        self.config = config = modelled_config(num_stages=len(peers), steps=steps)
+        self.config = config = modelled_config(
+            num_stages=len(peers), steps=steps, tied_head=tied_head
+        )
         self.skipped = skipped
         config.swarm.on_nonfinite = on_nonfinite
         config.checkpoint.every_steps = save_every
@@ -302,7 +305,9 @@ def _verdict(run: Run, states: dict[str, bytes]) -> str:
     for crash in run.crashes:
         return f"crashed: {crash!r}"
     num_stages = run.config.swarm.num_stages
-    expected = train_sequentially(num_stages, run.config.steps, run.skipped).states
+    tied_head = run.config.model.tied_head
+    reference = train_sequentially(num_stages, run.config.steps, run.skipped, tied_head)
+    expected = reference.states
     for record in run.swarm.steps:
         if not record.get("skipped") and (
             record["microbatches_counted_once"] != run.config.microbatches_per_step

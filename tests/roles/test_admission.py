@@ -1,5 +1,8 @@
 """What a stage server lets in at the door, and what it says to the rest."""
 
+import functools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,15 @@ from swarm_jax.roles.messages import Collect, Prepare, Relay, Status, to_header
 from swarm_jax.sim.clock import run_virtual
 
 ROUND = Round(1, "trainer", 1)
+PREPARE = Prepare(
+    round=ROUND,
+    generation=0,
+    step=0,
+    group={"peer": "0f"},
+    tied=frozenset(),
+    donors=[],
+    loss_tokens=8,
+)
 SPECS = [("int32", (2, 4)), ("float32", (2, 4, 8))]
 
 
@@ -93,11 +105,18 @@ def test_arrays_where_none_belong_drop_the_sender(config, server):
 
 def test_a_step_without_loss_tokens_drops_the_sender(config, server):
     """Nobody divides by zero."""
-    prepare = Prepare(
-        round=ROUND, generation=0, step=0, group={"peer": "0f"}, loss_tokens=0
-    )
+    prepare = replace(PREPARE, loss_tokens=0)
     with pytest.raises(BadMessage, match="without loss tokens"):
         server.admit("peer", to_header(prepare, config.swarm_fingerprint()), [])
+
+
+def test_a_tied_table_where_there_is_none_was_meant_for_another_stage(config, server):
+    """The leader took this peer for one of a stage that it has left."""
+    header = functools.partial(to_header, swarm=config.swarm_fingerprint())
+    assert server.admit("peer", header(PREPARE), []) is None
+    for elsewhere in ({"tied": frozenset({"peer"})}, {"donors": ["peer"]}):
+        refused = server.admit("peer", header(replace(PREPARE, **elsewhere)), [])
+        assert refused.header["status"] == Status.WRONG_STAGE
 
 
 def test_who_is_not_on_the_allow_list_is_dropped(config, server):

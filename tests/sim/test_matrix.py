@@ -1,6 +1,7 @@
 """The fault matrix: every cell ends as plain training, and its fault really struck."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -9,11 +10,30 @@ from swarm_jax.sim.matrix import EXCLUDED, FAULTS, PHASES, ROLES, cells, schedul
 
 CELLS = {cell.name: cell for cell in cells()}
 POSSIBLE = {name: cell for name, cell in CELLS.items() if not cell.excluded}
+TIED = {
+    name: cell
+    for name, cell in POSSIBLE.items()
+    if cell.role in ("first", "last")
+    and cell.phase
+    in (
+        "mid-all-reduce",
+        "between prepare and commit",
+        "mid-join as joiner",
+        "while moving, mid-state",
+    )
+}
+"""Where two stages share a table and it matters."""
 
 
 @pytest.mark.parametrize("name", POSSIBLE)
 def test_a_cell_ends_as_plain_training(name):
     schedule = schedule_of(POSSIBLE[name])
+    assert run_schedule(schedule) == frozenset(range(len(schedule.faults)))
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_a_cell_with_a_tied_head_does_so_too(name):
+    schedule = replace(schedule_of(TIED[name]), tied_head=True)
     assert run_schedule(schedule) == frozenset(range(len(schedule.faults)))
 
 

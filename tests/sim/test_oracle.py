@@ -46,7 +46,7 @@ def after(monkeypatch, owner, name, also):
 
 def test_a_sum_that_survives_its_drop_or_commit(monkeypatch):
     def keep_the_sum(compute):
-        compute._sum = getattr(compute, "_sum", np.zeros(3))
+        compute._sum = getattr(compute, "_sum", np.zeros((1, 3)))
         compute._reduced = None
 
     monkeypatch.setattr(ModelledCompute, "_clear", keep_the_sum)
@@ -78,7 +78,7 @@ def test_something_left_in_a_gradient_sum(monkeypatch):
         monkeypatch,
         StageServer,
         "_finish_if_last",
-        lambda server: setattr(server._compute, "_sum", np.ones(3)),
+        lambda server: setattr(server._compute, "_sum", np.ones((1, 3))),
     )
     expect("gradient sum at the end|other parameters", Schedule((1,), 1, ()))
 

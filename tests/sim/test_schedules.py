@@ -12,15 +12,31 @@ def test_random_schedules_end_as_without_faults(seed):
     assert failure(random_schedule(seed)) is None
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_those_with_a_tied_head_do_so_too(seed):
+    assert failure(random_schedule(seed, tied_head=True)) is None
+
+
 def test_schedules_are_a_function_of_their_seed_and_travel_as_data():
     schedule = random_schedule(7)
     assert schedule == random_schedule(7) != random_schedule(8)
     assert Schedule.from_dict(schedule.to_dict()) == schedule
+    tied = random_schedule(7, tied_head=True)
+    assert Schedule.from_dict(tied.to_dict()) == tied
+    assert tied.tied_head and not schedule.tied_head
 
 
 def test_all_kinds_of_faults_come_up():
     seen = {f.kind for seed in range(60) for f in random_schedule(seed).faults}
     assert seen == set(KINDS) - {"crash_alone"}, "a lost stage is the matrix's"
+
+
+def test_those_with_a_tied_head_lose_a_gradient_of_one_end_now_and_then():
+    tied = [random_schedule(seed, tied_head=True) for seed in range(60)]
+    first = [schedule.faults[0] for schedule in tied]
+    asleep = [f for f in first if (f.kind, f.when) == ("hang", "answered commit")]
+    assert 20 < len(asleep) < 40
+    assert min(len(schedule.peers_per_stage) for schedule in tied) == 2
 
 
 def test_swarms_of_one_to_four_stages_come_up():

@@ -25,6 +25,7 @@ class ToyStage:
 
     first_layer: int
     num_layers: int
+    tied = None
 
     @property
     def is_first(self):

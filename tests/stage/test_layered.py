@@ -15,7 +15,7 @@ from models.functional import from_layers, make_stage, to_layers
 from swarm_jax.errors import CheckpointError
 from swarm_jax.stage.checkpoints import CheckpointFolder
 from swarm_jax.stage.inline import InlineCompute
-from swarm_jax.stage.layered import LayeredState, nested
+from swarm_jax.stage.layered import LayeredState, nested, stored_as, tied_layer
 from swarm_jax.stage.manifests import Saved
 
 CONFIG = GPTConfig(
@@ -31,6 +31,7 @@ MODELS = {
     "boundaries": dataclasses.replace(
         CONFIG, boundaries=(1, 3), boundary="bottleneck", boundary_factor=2
     ),
+    "tied": dataclasses.replace(CONFIG, tied_head=True, positions="learned"),
 }
 PARTITIONS = [
     tuple(np.diff((0, *cuts, 4)).tolist())
@@ -126,6 +127,7 @@ def test_partitions_on_disk_are_restored_onto_others(tmp_path, model):
     optimizer = OPTIMIZERS["adamw"]
     structure = structure_of(0, 4, optimizer, model)
     layers, shared = LayeredState(structure, 0).split(random_leaves(structure))
+    layers["tied"] = tied_layer(layers["embed"])
     for partition in partitions:
         folder = CheckpointFolder(tmp_path / str(partition), model_fingerprint="ours")
         digests = {}
@@ -172,6 +174,22 @@ def test_boundary_layers_are_named_by_their_place_in_the_model():
         for state in ("opt_state/0/mu", "opt_state/0/nu", "params")
         for leaf in ("bias", "kernel")
     ]
+
+
+def test_a_tied_table_is_where_it_was_saved_or_with_the_embedding():
+    first, last = layered_stages((2, 2), OPTIMIZERS["adamw"], "tied")
+    assert last.names == ("layers.2", "layers.3", "tied", "head")
+    structure = structure_of(0, 2, OPTIMIZERS["adamw"], "tied")
+    embed = first.split(random_leaves(structure))[0]["embed"]
+    assert "params/positions" in embed
+    assert list(tied_layer(embed)) == [
+        "params/embedding",
+        "opt_state/0/mu/embedding",
+        "opt_state/0/nu/embedding",
+    ]
+    assert stored_as("tied", {"embed"}) == "embed"
+    assert stored_as("tied", {"embed", "tied"}) == "tied"
+    assert stored_as("head", {"embed"}) == "head"
 
 
 @pytest.mark.parametrize("model", MODELS)
