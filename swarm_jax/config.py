@@ -211,6 +211,10 @@ class TuningConfig:
         max_message_bytes: Larger messages are refused.
         join_buffer_bytes: Host memory of a joining peer for the gradients of the steps
             that the swarm takes meanwhile.
+        residual_bytes: Device memory of a stage server for what its microbatches keep
+            between forward and backward; those that find none left compute forward
+            twice. None: what the device has left. Several peers that share a CPU's
+            main memory, or leave none of it, need a number.
         drain_timeout_s: How long a peer that was told to leave tries to hand over.
         lost_stage_s: How long a stage's state must be missing before a run that may be
             started again is.
@@ -231,14 +235,17 @@ class TuningConfig:
     max_ban_s: float = 30.0
     max_message_bytes: int = 1 << 30
     join_buffer_bytes: int = 4 << 30
+    residual_bytes: int | None = None
     drain_timeout_s: float = 25.0
     lost_stage_s: float = 30.0
     rebalancing: RebalancingConfig = field(default_factory=RebalancingConfig)
 
     def __post_init__(self):
         for entry in dataclasses.fields(self):
-            if entry.name != "rebalancing":
+            if entry.name not in ("rebalancing", "residual_bytes"):
                 _positive(f"tuning.{entry.name}", getattr(self, entry.name))
+        if self.residual_bytes is not None:
+            _at_least("tuning.residual_bytes", self.residual_bytes, 0)
 
 
 @dataclass(kw_only=True, slots=True)

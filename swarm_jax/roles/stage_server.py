@@ -424,6 +424,7 @@ class StageServer:
             microbatches_counted=counted,
             tokens_per_s=self._relaying.throughput.tokens_per_s or 0.0,
             lineage=self.state.lineage,
+            **self._compute.take_record(),
             **self.arrival.take_record(),
         )
         # Not for each step: to publish a record costs questions to many peers. But who

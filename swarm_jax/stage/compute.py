@@ -19,6 +19,7 @@ import numpy as np
 from swarm_jax.errors import Abandoned
 from swarm_jax.stage.programs import StagePrograms
 from swarm_jax.stage.queue import DeviceQueue, Kind, Operation, Runner
+from swarm_jax.stage.residuals import Kept, ResidualBudget
 
 Arrays = Sequence[np.ndarray]
 
@@ -94,6 +95,7 @@ class StageCompute:
         aside: Does what takes long and is none of the queue's operations.
         depth: Operations that the device holds at once.
         close: Stops the runner.
+        residuals: How many microbatches' residuals stay on the device; None: all.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class StageCompute:
         aside: Callable[[Callable[[], Any]], Future] = at_once,
         depth: int = 1,
         close: Callable[[], None] = lambda: None,
+        residuals: ResidualBudget | None = None,
     ):
         self.input_specs = programs.input_specs
         self.gradient_specs = programs.gradient_specs
@@ -125,6 +128,7 @@ class StageCompute:
         self._aside = aside
         self._queue = DeviceQueue(runner, depth)
         self._close = close
+        self._residuals = residuals or ResidualBudget()
 
     @property
     def params(self) -> Any:
@@ -146,16 +150,18 @@ class StageCompute:
     ) -> Forward:
         assert _specs(x) == self.input_specs, _specs(x)
         uploaded = self._upload(tuple(x))
-
-        residuals = None
+        kept: Kept | None = None
 
         def launch():
-            nonlocal residuals
+            nonlocal kept
             weights = self._choose_weights(previous)
-            if not keep:
+            if keep:
+                kept = self._residuals.admit(weights, x)
+            if kept is None or kept.is_recomputed:
                 return self._programs.forward(weights, uploaded())
-            y, vjp, finite = self._programs.forward_keeping(weights, uploaded())
-            residuals = weights, vjp  # backward must see the weights of its forward
+            y, kept.residuals, finite = self._programs.forward_keeping(
+                weights, uploaded()
+            )
             return y, finite
 
         def fetch(launched):
@@ -165,23 +171,32 @@ class StageCompute:
         (y, finite), compute_s = await self._queue.run(
             Operation("forward", Kind.FORWARD, launch, fetch, order)
         )
-        return Forward(y, residuals, finite, compute_s)
+        return Forward(y, kept, finite, compute_s)
 
     async def backward(
-        self, residuals: Any, grad_y: Arrays, *, count: Count | None, order: int
+        self, residuals: Kept, grad_y: Arrays, *, count: Count | None, order: int
     ) -> Backward:
         assert _specs(grad_y) == self.gradient_specs, _specs(grad_y)
-        uploaded = self._upload(tuple(grad_y))
-        weights, vjp = residuals
+        uploaded = self._upload((residuals.x, tuple(grad_y)))
+        programs = self._programs
+        if residuals.is_recomputed:
+            plain, adding = (
+                programs.recompute_backward,
+                programs.recompute_backward_adding,
+            )
+        else:
+            plain, adding = programs.backward, programs.backward_adding
 
         def launch():
+            weights = residuals.weights
+            x, grad_y = uploaded()
+            begun = x if residuals.is_recomputed else self._residuals.take(residuals)
             if count is None:
-                grad_x, finite = self._programs.backward(weights, vjp, uploaded())
-            else:
-                grad_x, finite, self._gradient_sum = self._programs.backward_adding(
-                    weights, vjp, uploaded(), self._gradient_sum
-                )
-            return grad_x, finite
+                return plain(weights, begun, grad_y)
+            *results, self._gradient_sum = adding(
+                weights, begun, grad_y, self._gradient_sum
+            )
+            return results
 
         return await self._run_backward("backward", launch, count, order)
 
@@ -300,6 +315,9 @@ class StageCompute:
         return await self._run(
             "digest", lambda: self._programs.copy(self._params), _digest
         )
+
+    def take_record(self) -> dict[str, int]:
+        return self._residuals.take_record() if self.gradient_specs else {}
 
     def close(self) -> None:
         self._queue.cancel_waiting()
