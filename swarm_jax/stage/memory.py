@@ -38,18 +38,26 @@ def plan_residuals(
     """
     ahead = Ahead(programs, init)
     ahead.compile()
-    one = tree_bytes(ahead.residuals)
-    if one == 0:
-        return ResidualBudget()
+    fit = fitting(ahead, residual_bytes)
+    if fit is not None and fit < most:
+        ahead.compile_recomputing()
+        fit = fitting(ahead, residual_bytes)
+    return ResidualBudget(fit)
 
-    def fitting() -> int:
-        left = _left_bytes(ahead) if residual_bytes is None else residual_bytes
-        return max(0, left) // one
 
-    if fitting() >= most:
-        return ResidualBudget(fitting())
-    ahead.compile_recomputing()
-    return ResidualBudget(fitting())
+def fitting(ahead: Ahead, residual_bytes: int | None) -> int | None:
+    """Of how many microbatches the residuals fit; None for a stage that keeps none.
+
+    Args:
+        ahead: Has compiled what the stage will run.
+        residual_bytes: As in ``plan_residuals``.
+    """
+    if ahead.residuals is None:
+        return None
+    left = residual_bytes
+    if left is None:
+        left = device_bytes() - standing_bytes(ahead) - ahead.workspace_bytes
+    return max(0, left) // tree_bytes(ahead.residuals)
 
 
 def standing_bytes(ahead: Ahead) -> int:
@@ -76,10 +84,6 @@ def device_bytes() -> int:
 def tree_bytes(tree: Any) -> int:
     """Of all leaves, arrays or their shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _left_bytes(ahead: Ahead) -> int:
-    return device_bytes() - standing_bytes(ahead) - ahead.workspace_bytes
 
 
 def _main_memory_bytes() -> int:
