@@ -25,9 +25,23 @@ def process_environment(cache_dir: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "JAX_PLATFORMS": "cpu",
         "PJRT_NPROC": "1",
-        "JAX_COMPILATION_CACHE_DIR": os.environ.get(
-            "JAX_COMPILATION_CACHE_DIR", str(cache_dir / "jax")
-        ),
+        **_compilation_cache(cache_dir),
+    }
+
+
+def keep_programs(cache_dir: Path) -> None:
+    """Has jax, which is not imported yet, keep compiled programs between runs.
+
+    For who is started by hand; processes of a run are told where when they are started.
+    """
+    os.environ.update(_compilation_cache(cache_dir))
+
+
+def _compilation_cache(cache_dir: Path) -> dict[str, str]:
+    """Where compiled programs are kept: as the user has set it, or in ours."""
+    variable = "JAX_COMPILATION_CACHE_DIR"
+    return {
+        variable: os.environ.get(variable, str(cache_dir / "jax")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 

@@ -72,6 +72,7 @@ class StageServer:
         checkpoints: Where its state is saved, and restored from when it starts.
         authorised: The allow-list: peers it refuses are dropped.
         on_count: Called with the step and how many of its microbatches are counted.
+        on_ready: Called whenever this peer begins to take microbatches.
         on_finished: Called once when this peer has the state after the last step.
 
     Attributes:
@@ -94,6 +95,7 @@ class StageServer:
         checkpoints: Checkpoints | None = None,
         authorised: Callable[[str], bool] = lambda peer: True,
         on_count: Callable[[int, int], None] = lambda step, counted: None,
+        on_ready: Callable[[], None] = lambda: None,
         on_finished: Callable[[], None] = lambda: None,
     ):
         self._config = config
@@ -103,6 +105,7 @@ class StageServer:
         self._metrics = metrics
         self._authorised = authorised
         self._on_count = on_count
+        self._on_ready = on_ready
         self._on_finished = on_finished
         self._swarm = config.swarm_fingerprint()
         shape = (config.swarm.microbatch_size, config.model.sequence_length)
@@ -186,6 +189,8 @@ class StageServer:
         await self._calls.serve(self)
         if others_step > self.state.step:
             self._joining.start()
+        else:
+            self._on_ready()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.view.keep_fresh())
@@ -436,6 +441,8 @@ class StageServer:
     def _state_changed(self) -> None:
         self._news.set()
         self.arrival.entered(self.state.state)
+        if self.state.state == ONLINE:
+            self._on_ready()
         self._finish_if_last()
 
     def _finish_if_last(self) -> None:

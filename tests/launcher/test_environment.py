@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from swarm_jax.errors import ConfigError
-from swarm_jax.launcher.environment import peer_environments, process_environment
+from swarm_jax.launcher.environment import (
+    keep_programs,
+    peer_environments,
+    process_environment,
+)
 
 USE_JAX = """
 import pathlib
@@ -74,6 +78,15 @@ def test_no_gpu_says_so(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigError, match="use --device cpu"):
         peer_environments("cuda13", 1, Path("cache"))
+
+
+def test_a_process_started_by_hand_keeps_its_programs_too(monkeypatch, tmp_path):
+    variable = "JAX_COMPILATION_CACHE_DIR"
+    monkeypatch.setattr(os, "environ", {})
+    keep_programs(tmp_path)
+    assert os.environ[variable] == str(tmp_path / "jax")
+    keep_programs(tmp_path / "other")
+    assert os.environ[variable] == str(tmp_path / "jax")
 
 
 def test_the_users_own_compilation_cache_is_used(monkeypatch, tmp_path):
