@@ -27,6 +27,7 @@ from swarm_jax.stage.codec import (
 )
 from swarm_jax.stage.compute import StageCompute
 from swarm_jax.stage.export import save_layers
+from swarm_jax.stage.home import optimizer_home
 from swarm_jax.stage.inline import InlineCompute
 from swarm_jax.stage.layered import LayeredState
 from swarm_jax.stage.memory import plan_residuals
@@ -143,10 +144,15 @@ def make_compute(
     if inline:
         return InlineCompute(programs, init, duration_s)
     tuning = config.tuning
+    home = optimizer_home(tuning.offload_optimizer)
     residuals = plan_residuals(
-        programs, seeded, residual_bytes=tuning.residual_bytes, most=tuning.max_queue
+        programs,
+        seeded,
+        home=home,
+        residual_bytes=tuning.residual_bytes,
+        most=tuning.max_queue,
     )
-    return ThreadedCompute(programs, init, residuals)
+    return ThreadedCompute(programs, init, residuals, home)
 
 
 def initial_params(config: ExperimentConfig, folder: str | None) -> functional.Params:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from swarm_jax.errors import ConfigError
-from swarm_jax.launcher.flags import PLATFORMS
+from swarm_jax.launcher.flags import PLATFORMS, jax_platforms
 
 CARD_SHARE = 0.9
 """Share of a card's memory that its peers divide; the rest is for CUDA itself."""
@@ -58,7 +58,7 @@ def peer_environments(device: str, peers: int, cache_dir: Path) -> list[dict[str
     """
     threads = max(1, len(os.sched_getaffinity(0)) // peers)
     base = process_environment(cache_dir) | {
-        "JAX_PLATFORMS": PLATFORMS[device],
+        "JAX_PLATFORMS": jax_platforms(device),
         "PJRT_NPROC": str(threads),
     }
     if PLATFORMS[device] != "cuda":

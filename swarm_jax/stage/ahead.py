@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from swarm_jax.stage.codec import Specs
+from swarm_jax.stage.home import Home
 from swarm_jax.stage.programs import StagePrograms
 
 
@@ -20,17 +21,24 @@ class Ahead:
 
     Args:
         init: ``() -> params``.
+        home: Where parameters and optimizer state will be.
 
     Attributes:
         params, opt_state, weights, total, residuals: Shapes of what the stage holds;
             ``total`` is the gradient sum, ``residuals`` are one microbatch's and None
             on the last stage.
         workspace_bytes: What the most demanding of the programs compiled so far takes
-            beside its arguments: temporaries and results.
+            beside its arguments, on the device: temporaries and results.
     """
 
-    def __init__(self, programs: StagePrograms, init: Callable[[], Any]):
+    def __init__(
+        self,
+        programs: StagePrograms,
+        init: Callable[[], Any],
+        home: Home | None = None,
+    ):
         self._programs = programs
+        self.home = home or Home()
         self.params = jax.eval_shape(init)
         self.weights = jax.eval_shape(programs.cast, self.params)
         self.opt_state = jax.eval_shape(programs.init_optimizer, self.params)
@@ -59,11 +67,17 @@ class Ahead:
             self._ahead(programs.loss_backward_adding, weights, x, targets_BL, total)
         self._ahead(programs.add, total, total)
         self._ahead(programs.scale, total, 1.0)
-        self._ahead(programs.squared_norm, total)
-        state = self.params, self.opt_state
-        for tree in (self.params, state):
-            self._ahead(programs.copy, tree)
-        self._ahead(programs.update_program, *state, total, 1.0)
+        params, opt_state, reduced = self.home.shapes(
+            (self.params, self.opt_state, total)
+        )
+        at_home = [
+            self._compiled(programs.squared_norm, reduced),
+            self._compiled(programs.copy, params),
+            self._compiled(programs.copy, (params, opt_state)),
+            self._compiled(programs.update_program, params, opt_state, reduced, 1.0),
+        ]
+        if self.home.host is None:
+            self.workspace_bytes = max(self.workspace_bytes, *at_home)
 
     def compile_recomputing(self) -> None:
         """For a stage that cannot keep all residuals."""
@@ -72,10 +86,14 @@ class Ahead:
         self._ahead(self._programs.recompute_backward_adding, *backward, self.total)
 
     def _ahead(self, program: Any, *arguments: Any) -> None:
+        taken = self._compiled(program, *arguments)
+        self.workspace_bytes = max(self.workspace_bytes, taken)
+
+    def _compiled(self, program: Any, *arguments: Any) -> int:
+        """Returns what it takes beside its arguments, in bytes."""
         memory = program.lower(*arguments).compile().memory_analysis()
         results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        taken = memory.temp_size_in_bytes + results
-        self.workspace_bytes = max(self.workspace_bytes, taken)
+        return memory.temp_size_in_bytes + results
 
 
 def _shapes(specs: Specs) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from swarm_jax.errors import Abandoned
+from swarm_jax.stage.home import Home
 from swarm_jax.stage.programs import StagePrograms
 from swarm_jax.stage.queue import DeviceQueue, Kind, Operation, Runner
 from swarm_jax.stage.residuals import Kept, ResidualBudget
@@ -96,6 +96,7 @@ class StageCompute:
         depth: Operations that the device holds at once.
         close: Stops the runner.
         residuals: How many microbatches' residuals stay on the device; None: all.
+        home: Where parameters and optimizer state are, and are updated.
     """
 
     def __init__(
@@ -109,15 +110,17 @@ class StageCompute:
         depth: int = 1,
         close: Callable[[], None] = lambda: None,
         residuals: ResidualBudget | None = None,
+        home: Home | None = None,
     ):
         self.input_specs = programs.input_specs
         self.gradient_specs = programs.gradient_specs
         self._programs = programs
         self._init = init
-        self._params = params = init()
-        self._weights = programs.cast(params)
+        self._home = home or Home()
+        self._params = params = self._home.make(init)
+        self._weights = self._home.lend(programs.cast(params))
         self._previous_weights: Any = None
-        self._opt_state = programs.init_optimizer(params)
+        self._opt_state = self._home.make(programs.init_optimizer, params)
         self._gradient_sum = programs.zeros()
         self._reduced: Any = None
         self._structure = jax.tree.structure(params)
@@ -243,7 +246,7 @@ class StageCompute:
 
     async def add_to_sum(self, gradients: Arrays) -> bool:
         def launch():
-            added = _to_device(self._structure, gradients)
+            added = _copied(Home(), self._structure, gradients)
             finite, self._gradient_sum = self._programs.add(self._gradient_sum, added)
             return finite
 
@@ -251,7 +254,7 @@ class StageCompute:
 
     async def load_reduced(self, gradients: Arrays) -> float:
         def launch():
-            self._reduced = _to_device(self._structure, gradients)
+            self._reduced = _copied(self._home, self._structure, gradients)
             return self._programs.squared_norm(self._reduced)
 
         return await self._run("load_reduced", launch, float)
@@ -261,10 +264,11 @@ class StageCompute:
             assert self._reduced is not None, "apply without load_reduced"
             # Dropped before, not after: the update is when memory is shortest.
             gradients, self._reduced, self._gradient_sum = self._reduced, None, None
-            self._previous_weights = self._programs.keep(self._weights)
-            self._params, self._opt_state, self._weights, done = self._programs.update(
+            self._previous_weights = self._keep_weights()
+            self._params, self._opt_state, weights, done = self._programs.update(
                 self._params, self._opt_state, gradients, gradient_norm
             )
+            self._weights = self._home.lend(weights)
             self._gradient_sum = self._programs.zeros()
             return done
 
@@ -300,14 +304,16 @@ class StageCompute:
             )
 
         def launch():
-            self._launch_replace(*_to_device(self._state_structure, state))
+            copied = _copied(self._home, self._state_structure, state)
+            self._launch_replace(*copied)
 
         await self._run("load_state", launch)
 
     async def reset(self) -> None:
         def launch():
-            params = self._init()
-            self._launch_replace(params, self._programs.init_optimizer(params))
+            params = self._home.make(self._init)
+            opt_state = self._home.make(self._programs.init_optimizer, params)
+            self._launch_replace(params, opt_state)
 
         await self._run("reset", launch)
 
@@ -330,10 +336,16 @@ class StageCompute:
             raise Abandoned("the parameters before the last update are gone")
         return self._previous_weights
 
+    def _keep_weights(self) -> Any:
+        """Those of now, in buffers that the update will not take."""
+        if self._home.host is not None:
+            return self._weights
+        return self._programs.keep(self._weights)
+
     def _launch_replace(self, params: Any, opt_state: Any) -> None:
         self._launch_clear()
         self._params, self._opt_state, self._previous_weights = params, opt_state, None
-        self._weights = self._programs.cast(params)
+        self._weights = self._home.lend(self._programs.cast(params))
 
     def _launch_clear(self) -> None:
         self._reduced = self._gradient_sum = None
@@ -383,13 +395,9 @@ def _to_host(tree: Any) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def _to_device(structure: Any, arrays: Arrays) -> Any:
-    """Copies: the caller's memory is not ours to donate.
-
-    ``jax.device_put`` shares aligned memory on CPU, with ``may_alias=False`` too.
-    """
-    leaves = [jnp.array(array, copy=True) for array in arrays]
-    return jax.tree.unflatten(structure, leaves)
+def _copied(home: Home, structure: Any, arrays: Arrays) -> Any:
+    """A tree in buffers of its own: the caller's memory is not ours to donate."""
+    return jax.tree.unflatten(structure, [home.copy(array) for array in arrays])
 
 
 def _digest(tree: Any) -> str:

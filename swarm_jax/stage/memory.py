@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from swarm_jax.stage.ahead import Ahead
+from swarm_jax.stage.home import Home
 from swarm_jax.stage.programs import StagePrograms
 from swarm_jax.stage.residuals import ResidualBudget
 
@@ -24,6 +25,7 @@ def plan_residuals(
     programs: StagePrograms,
     init: Callable[[], Any],
     *,
+    home: Home | None = None,
     residual_bytes: int | None,
     most: int,
 ) -> ResidualBudget:
@@ -31,12 +33,13 @@ def plan_residuals(
 
     Args:
         init: ``() -> params``.
+        home: Where parameters and optimizer state will be.
         residual_bytes: Memory for residuals; None: what the device has left beside the
             stage's other arrays and its most demanding program.
         most: Microbatches that the stage is given at once. If all fit, what recomputes
             is not compiled, which takes as long as the rest.
     """
-    ahead = Ahead(programs, init)
+    ahead = Ahead(programs, init, home)
     ahead.compile()
     fit = fitting(ahead, residual_bytes)
     if fit is not None and fit < most:
@@ -63,14 +66,16 @@ def fitting(ahead: Ahead, residual_bytes: int | None) -> int | None:
 def standing_bytes(ahead: Ahead) -> int:
     """What a stage holds on its device whatever it does, at its worst moment.
 
-    Parameters and optimizer state twice, since a copy of them may be on its way to a
-    checkpoint or a stage peer; the weights of this step and of the one before;
-    gradient sum and reduced gradient.
+    The weights of this step and of the one before, and the gradient sum; and unless
+    they are in main memory, the reduced gradient, and parameters and optimizer state
+    twice, since a copy of them may be on its way to a checkpoint or a stage peer.
     """
+    weights, total = tree_bytes(ahead.weights), tree_bytes(ahead.total)
+    if ahead.home.host is not None:
+        return 2 * weights + total
     state = tree_bytes((ahead.params, ahead.opt_state))
     is_cast = ahead.weights != ahead.params
-    weights = tree_bytes(ahead.weights) * (1 + is_cast)
-    return 2 * state + weights + 2 * tree_bytes(ahead.total)
+    return 2 * state + weights * (1 + is_cast) + 2 * total
 
 
 def device_bytes() -> int:

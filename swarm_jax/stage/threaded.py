@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from swarm_jax.stage.compute import StageCompute
+from swarm_jax.stage.home import Home
 from swarm_jax.stage.programs import StagePrograms
 from swarm_jax.stage.queue import Finished, Operation
 from swarm_jax.stage.residuals import ResidualBudget
@@ -28,7 +29,7 @@ class ThreadedCompute(StageCompute):
     Args:
         programs: What the device runs.
         init: Makes the initial parameters.
-        residuals: As in ``StageCompute``.
+        residuals, home: As in ``StageCompute``.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class ThreadedCompute(StageCompute):
         programs: StagePrograms,
         init: Callable[[], Any],
         residuals: ResidualBudget | None = None,
+        home: Home | None = None,
     ):
         on_host = jax.default_backend() == "cpu"
         depth = 2 if on_host else 3
@@ -48,6 +50,7 @@ class ThreadedCompute(StageCompute):
             depth=depth,
             close=self._threads.close,
             residuals=residuals,
+            home=home,
             **({} if on_host else {"upload": self._threads.upload}),
         )
 

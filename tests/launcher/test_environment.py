@@ -56,7 +56,7 @@ def test_gpu_peers_go_round_the_cards_and_divide_shared_ones(monkeypatch, tmp_pa
     assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == list("47474")
     shares = [e["XLA_PYTHON_CLIENT_MEM_FRACTION"] for e in environments]
     assert shares == ["0.300", "0.450", "0.300", "0.450", "0.300"]
-    assert {e["JAX_PLATFORMS"] for e in environments} == {"cuda"}
+    assert {e["JAX_PLATFORMS"] for e in environments} == {"cuda,cpu"}
 
 
 def test_a_card_of_its_own_is_not_limited(monkeypatch, tmp_path):
