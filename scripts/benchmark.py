@@ -1,8 +1,9 @@
-"""Measures speed on this machine: training, checkpoints, wires, the data layer.
+"""Measures speed on this machine: training, checkpoints, stages, wires, the data layer.
 
     python -m scripts.benchmark local
     python -m scripts.benchmark checkpoints --config.steps=20
     python -m scripts.benchmark codecs --repeats 50
+    python -m scripts.benchmark stage --repeats 20
     python -m scripts.benchmark data
 
 local: a swarm of one peer per stage against a single process that trains the same
@@ -15,6 +16,9 @@ peer's move to another stage and back, by its parts.
 
 codecs: of every wire, how long an activation (--shape) takes to encode and to decode on
 the device, and what it loses. No experiment is run.
+
+stage: how long forward, backward and update of one stage (--stage) take on the device,
+with residuals kept and with forward computed again, and how large residuals are.
 
 data: how fast text becomes tokens, and tokens microbatches.
 """
@@ -35,6 +39,7 @@ MEASURE = {
     "local": benchmarks.local,
     "checkpoints": benchmarks.checkpoints,
     "codecs": benchmarks.codecs,
+    "stage": benchmarks.stage,
     "data": benchmarks.data,
 }
 
@@ -65,6 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=[1, 2048, 4096],
         metavar=("B", "L", "D"),
         help="sequences, tokens and width of what is encoded (default: 1 2048 4096)",
+    )
+    parser.add_argument(
+        "--stage", type=int, default=0, help="what to measure (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--peak_tflops",
+        type=float,
+        help="of the device, to say how much of it is used (default: what is known of "
+        "its name, for bfloat16)",
     )
     flags.add_device(parser, default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")

@@ -24,6 +24,13 @@ def check(args, config) -> None:
         raise ConfigError(f"--state_mb {min(args.state_mb)}: use 1 or more")
     if args.what == "codecs":
         _check_codecs(args)
+    if args.peak_tflops is not None and args.peak_tflops <= 0:
+        raise ConfigError(f"--peak_tflops {args.peak_tflops}: use a positive number")
+    if not 0 <= args.stage < config.swarm.num_stages:
+        raise ConfigError(
+            f"--stage {args.stage}: this experiment has stages 0 to "
+            f"{config.swarm.num_stages - 1}"
+        )
     if args.what in ("local", "checkpoints") and config.steps <= COMPILING_STEPS:
         raise ConfigError(
             f"steps={config.steps}: the first {COMPILING_STEPS} are not counted, so "
@@ -90,3 +97,20 @@ def data(args, config, folder: Path, console: Console) -> dict[str, Any]:
     with imports.many():
         from scripts.data_speed import data_speed
     return data_speed(args, config, folder, console)
+
+
+def stage(args, config, folder: Path, console: Console) -> dict[str, Any]:
+    flags.use_device(args.device)
+    with imports.many():
+        from scripts import wiring
+        from scripts.stage_speed import stage_figures, stage_table
+    wiring.prepare_jax(config)
+    figures = stage_figures(config, args.stage, args.repeats, args.peak_tflops)
+    console.print(stage_table(figures))
+    experiment = {"experiment": flags.experiment_arguments(args)}
+    return (
+        figures
+        | {"repeats": args.repeats}
+        | experiment
+        | benchmark.machine(args.device)
+    )

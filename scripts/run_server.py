@@ -16,7 +16,7 @@ from pathlib import Path
 
 from scripts import signal_at
 from swarm_jax.errors import ConfigError
-from swarm_jax.launcher import flags, imports, preemption
+from swarm_jax.launcher import environment, flags, imports, preemption
 from swarm_jax.launcher.workdir import CHECKPOINTS
 from swarm_jax.metrics import make_workdir
 
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     make_workdir(args.workdir)
     flags.use_device(args.device)
+    environment.keep_programs(flags.default_cache_dir())
     return asyncio.run(serve(args, config))
 
 

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 from collections.abc import Callable
 
-from scripts import memory, process, signal_at, wiring
+from scripts import memory, process, signal_at, started, wiring
 from scripts.process import Network
 from scripts.wiring import Device
 from swarm_jax.config import ExperimentConfig
@@ -33,7 +33,11 @@ async def serve(
     node = network.node
     name = args.name or f"stage{args.stage}-{node.peer_id[-6:]}"
     metrics_file = args.workdir / "metrics" / f"{name}.jsonl"
-    metrics = MetricsWriter(metrics_file, memory.peaks)
+    arrival: dict[str, float] = {}
+    metrics = MetricsWriter(metrics_file, lambda: memory.peaks() | arrival)
+
+    def ready() -> None:
+        arrival.setdefault("start_to_ready_s", started.since_start_s())
 
     def counted(step: int, count: int) -> None:
         if args.signal_at is not None:
@@ -56,6 +60,7 @@ async def serve(
             metrics=metrics,
             checkpoints=device.checkpoints,
             on_count=counted,
+            on_ready=ready,
             on_finished=finished,
         )
 

@@ -18,10 +18,16 @@ def stage_layers(config: ExperimentConfig) -> tuple[StageLayers, ...]:
     )
 
 
-def stage_work(config: ExperimentConfig) -> list[float]:
-    """Of each stage its cost per token, as a multiple of their mean."""
+def stage_flops(config: ExperimentConfig) -> list[int]:
+    """Forward FLOPs per token of each stage, without those of boundary layers."""
     flops = layer_flops(config.model)
     costs = [flops.block * layers.num_layers for layers in stage_layers(config)]
     costs[0] += flops.embedding
     costs[-1] += flops.head
+    return costs
+
+
+def stage_work(config: ExperimentConfig) -> list[float]:
+    """Of each stage its cost per token, as a multiple of their mean."""
+    costs = stage_flops(config)
     return [cost * len(costs) / sum(costs) for cost in costs]

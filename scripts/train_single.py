@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swarm_jax.errors import Diverged
-from swarm_jax.launcher import flags, imports
+from swarm_jax.launcher import environment, flags, imports
 from swarm_jax.metrics import SingleRun, make_workdir, write_run_config
 
 
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = flags.experiment(args)
     write_run_config(make_workdir(args.workdir), config)
     flags.use_device(args.device)
+    environment.keep_programs(args.cache_dir)
     train(args, config)
 
 

@@ -18,7 +18,6 @@ from scripts import initial_weights
 from scripts.stages import stage_layers
 from swarm_jax.config import ExperimentConfig, to_dict
 from swarm_jax.errors import ConfigError
-from swarm_jax.stage.ahead import compile_ahead
 from swarm_jax.stage.checkpoints import CheckpointFolder
 from swarm_jax.stage.codec import (
     BoundaryCodec,
@@ -28,8 +27,10 @@ from swarm_jax.stage.codec import (
 )
 from swarm_jax.stage.compute import StageCompute
 from swarm_jax.stage.export import save_layers
+from swarm_jax.stage.home import optimizer_home
 from swarm_jax.stage.inline import InlineCompute
 from swarm_jax.stage.layered import LayeredState
+from swarm_jax.stage.memory import plan_residuals
 from swarm_jax.stage.optimizer import make_optimizer
 from swarm_jax.stage.programs import StagePrograms, make_stage_programs
 from swarm_jax.stage.saved_stage import SavedStage
@@ -142,8 +143,16 @@ def make_compute(
     init = _initial(config, seeded, stage_layers(config)[stage].first_layer, folder)
     if inline:
         return InlineCompute(programs, init, duration_s)
-    compile_ahead(programs, seeded)
-    return ThreadedCompute(programs, init)
+    tuning = config.tuning
+    home = optimizer_home(tuning.offload_optimizer)
+    residuals = plan_residuals(
+        programs,
+        seeded,
+        home=home,
+        residual_bytes=tuning.residual_bytes,
+        most=tuning.max_queue,
+    )
+    return ThreadedCompute(programs, init, residuals, home)
 
 
 def initial_params(config: ExperimentConfig, folder: str | None) -> functional.Params:

@@ -211,6 +211,14 @@ class TuningConfig:
         max_message_bytes: Larger messages are refused.
         join_buffer_bytes: Host memory of a joining peer for the gradients of the steps
             that the swarm takes meanwhile.
+        residual_bytes: Device memory of a stage server for what its microbatches keep
+            between forward and backward; those that find none left compute forward
+            twice. None: what the device has left. Several peers that share a CPU's
+            main memory, or leave none of it, need a number.
+        offload_optimizer: Whether a stage server with an accelerator has its parameters
+            and optimizer state in main memory, and updates them there: more fits the
+            device, and updates take longer. Peers of a stage that differ in it drift
+            apart in the last bits, as devices of two kinds do.
         drain_timeout_s: How long a peer that was told to leave tries to hand over.
         lost_stage_s: How long a stage's state must be missing before a run that may be
             started again is.
@@ -231,14 +239,19 @@ class TuningConfig:
     max_ban_s: float = 30.0
     max_message_bytes: int = 1 << 30
     join_buffer_bytes: int = 4 << 30
+    residual_bytes: int | None = None
+    offload_optimizer: bool = False
     drain_timeout_s: float = 25.0
     lost_stage_s: float = 30.0
     rebalancing: RebalancingConfig = field(default_factory=RebalancingConfig)
 
     def __post_init__(self):
         for entry in dataclasses.fields(self):
-            if entry.name != "rebalancing":
-                _positive(f"tuning.{entry.name}", getattr(self, entry.name))
+            value = getattr(self, entry.name)
+            if entry.name != "residual_bytes" and type(value) in (int, float):
+                _positive(f"tuning.{entry.name}", value)
+        if self.residual_bytes is not None:
+            _at_least("tuning.residual_bytes", self.residual_bytes, 0)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from swarm_jax.errors import ConfigError
-from swarm_jax.launcher.flags import PLATFORMS
+from swarm_jax.launcher.flags import PLATFORMS, jax_platforms
 
 CARD_SHARE = 0.9
 """Share of a card's memory that its peers divide; the rest is for CUDA itself."""
@@ -25,9 +25,23 @@ def process_environment(cache_dir: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "JAX_PLATFORMS": "cpu",
         "PJRT_NPROC": "1",
-        "JAX_COMPILATION_CACHE_DIR": os.environ.get(
-            "JAX_COMPILATION_CACHE_DIR", str(cache_dir / "jax")
-        ),
+        **_compilation_cache(cache_dir),
+    }
+
+
+def keep_programs(cache_dir: Path) -> None:
+    """Has jax, which is not imported yet, keep compiled programs between runs.
+
+    For who is started by hand; processes of a run are told where when they are started.
+    """
+    os.environ.update(_compilation_cache(cache_dir))
+
+
+def _compilation_cache(cache_dir: Path) -> dict[str, str]:
+    """Where compiled programs are kept: as the user has set it, or in ours."""
+    variable = "JAX_COMPILATION_CACHE_DIR"
+    return {
+        variable: os.environ.get(variable, str(cache_dir / "jax")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
@@ -44,7 +58,7 @@ def peer_environments(device: str, peers: int, cache_dir: Path) -> list[dict[str
     """
     threads = max(1, len(os.sched_getaffinity(0)) // peers)
     base = process_environment(cache_dir) | {
-        "JAX_PLATFORMS": PLATFORMS[device],
+        "JAX_PLATFORMS": jax_platforms(device),
         "PJRT_NPROC": str(threads),
     }
     if PLATFORMS[device] != "cuda":

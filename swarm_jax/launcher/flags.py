@@ -251,9 +251,15 @@ def use_device(device: str | None) -> None:
     """
     if device is None:
         return
-    os.environ["JAX_PLATFORMS"] = PLATFORMS[device]
+    os.environ["JAX_PLATFORMS"] = jax_platforms(device)
     if "jax" in sys.modules:
-        sys.modules["jax"].config.update("jax_platforms", PLATFORMS[device])
+        sys.modules["jax"].config.update("jax_platforms", jax_platforms(device))
+
+
+def jax_platforms(device: str) -> str:
+    """For JAX_PLATFORMS: the device's, and behind it the host's, for an optimizer."""
+    platform = PLATFORMS[device]
+    return platform if platform == "cpu" else f"{platform},cpu"
 
 
 def die_with_parent(parent: int) -> None:

@@ -134,6 +134,17 @@ def recorded_memory(folder: Path) -> Memory | None:
     return Memory(len(rss), max(rss), sum(rss), max(device, default=None), total)
 
 
+def start_to_ready_s(folder: Path) -> dict[str, float]:
+    """Of each stage server that recorded it, by the name of its file of metrics."""
+    found = {}
+    for path in sorted((folder / "metrics").glob("*.jsonl")):
+        for record in read_records(path):
+            if "start_to_ready_s" in record:
+                found[path.stem] = record["start_to_ready_s"]
+                break
+    return found
+
+
 def _experiment(folder: Path) -> str | None:
     path = folder / "config.json"
     if not path.is_file():

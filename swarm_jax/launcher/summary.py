@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from swarm_jax.launcher.runs import recorded_memory
+from swarm_jax.launcher.runs import recorded_memory, start_to_ready_s
 from swarm_jax.metrics import VALIDATION_LOSS, is_validation, write_json
 
 ACTIVATIONS = "activation_bytes_per_token_per_boundary"
@@ -46,13 +47,17 @@ ROWS = (
     ("throughput / survivors' best", "throughput_vs_survivors", "{:.3f}"),
     ("largest difference from control's loss", "loss_vs_control", "{:.1e} of it"),
     ("  not known", "loss_vs_control_reason", "{}"),
+    ("start of a server to ready, median", "start_to_ready_s", "{:.1f} s"),
     ("wall time", "wall_s", "{:.1f} s"),
 )
 """Label, key and format; losses are nats per token. Absent keys are left out."""
 
 
 def finish_summary(workdir: Path, wall_s: float) -> dict[str, Any]:
-    """Puts wall time and memory of all processes into the trainer's ``summary.json``.
+    """Puts what the trainer does not know into its ``summary.json``.
+
+    Wall time, memory of all processes, and how long servers took from their start until
+    they could be given microbatches (median).
 
     The trainer's own time is shorter than what the user saw: it does not know of the
     processes started before it.
@@ -62,6 +67,8 @@ def finish_summary(workdir: Path, wall_s: float) -> dict[str, Any]:
     memory = recorded_memory(workdir)
     if memory is not None:
         summary |= dataclasses.asdict(memory)
+    if times_s := start_to_ready_s(workdir).values():
+        summary["start_to_ready_s"] = statistics.median(times_s)
     write_json(path, summary)
     return summary
 

@@ -207,6 +207,10 @@ class Compute(Protocol):
         """Hash of the parameters' bytes: equal on replicas of one device kind."""
         ...
 
+    def take_record(self) -> dict[str, int]:
+        """What the device did since the last call, for metrics, by name."""
+        ...
+
     def close(self) -> None:
         """Stops the device's thread, if it has one."""
         ...

@@ -74,6 +74,7 @@ class StageServer:
         checkpoints: Where its state is saved, and restored from when it starts.
         authorised: The allow-list: peers it refuses are dropped.
         on_count: Called with the step and how many of its microbatches are counted.
+        on_ready: Called whenever this peer begins to take microbatches.
         on_finished: Called once when this peer has the state after the last step.
 
     Attributes:
@@ -96,6 +97,7 @@ class StageServer:
         checkpoints: Checkpoints | None = None,
         authorised: Callable[[str], bool] = lambda peer: True,
         on_count: Callable[[int, int], None] = lambda step, counted: None,
+        on_ready: Callable[[], None] = lambda: None,
         on_finished: Callable[[], None] = lambda: None,
     ):
         self._config = config
@@ -105,6 +107,7 @@ class StageServer:
         self._metrics = metrics
         self._authorised = authorised
         self._on_count = on_count
+        self._on_ready = on_ready
         self._on_finished = on_finished
         self._swarm = config.swarm_fingerprint()
         shape = (config.swarm.microbatch_size, config.model.sequence_length)
@@ -198,6 +201,8 @@ class StageServer:
         await self._calls.serve(self)
         if others_step > self.state.step:
             self._joining.start()
+        else:
+            self._on_ready()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.view.keep_fresh())
@@ -440,6 +445,7 @@ class StageServer:
             microbatches_counted=counted,
             tokens_per_s=self._relaying.throughput.tokens_per_s or 0.0,
             lineage=self.state.lineage,
+            **self._compute.take_record(),
             **self.arrival.take_record(),
         )
         # Not for each step: to publish a record costs questions to many peers. But who
@@ -451,6 +457,8 @@ class StageServer:
     def _state_changed(self) -> None:
         self._news.set()
         self.arrival.entered(self.state.state)
+        if self.state.state == ONLINE:
+            self._on_ready()
         self._finish_if_last()
 
     def _finish_if_last(self) -> None:

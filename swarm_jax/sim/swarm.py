@@ -40,6 +40,7 @@ class SimulatedSwarm:
         servers: The server of every peer ever started, by peer id ("stage0-0", ...);
             who moves keeps the name of its first stage.
         on_server: Called with the peer id when a peer has a new server.
+        ready: At which step each peer began to take microbatches.
         finished: Peers that have the state after the last step.
         steps: Records of the trainer, one per step.
     """
@@ -60,6 +61,7 @@ class SimulatedSwarm:
         self.servers: dict[str, StageServer] = {}
         self.computes: dict[str, Compute] = {}
         self.peer_steps: dict[str, Records] = {}
+        self.ready: dict[str, int] = {}
         self.finished: set[str] = set()
         self.steps = Records()
         self.seconds = Records()
@@ -117,6 +119,7 @@ class SimulatedSwarm:
                 compute=compute,
                 metrics=self.peer_steps[name],
                 checkpoints=self._make_checkpoints(stage),
+                on_ready=lambda: self.ready.setdefault(name, server.state.step),
                 on_finished=lambda: self.finished.add(name),
             )
             self.on_server(name)

@@ -7,6 +7,9 @@ codec_blocks.py     what these two share
 optimizer.py        AdamW from plain values, clipping by a norm taken over all stages
 programs.py         the jitted programs of one stage
 ahead.py            compiles them before anybody waits for them
+residuals.py        which microbatches' residuals stay on the device
+memory.py           how many of them fit
+home.py             whether parameters and optimizer state are on the device
 queue.py            the order in which a device works
 compute.py          one stage on one device: programs, state and queue together
 inline.py           the device in the event loop's thread: tests, virtual time

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 
 from swarm_jax.stage.codec import Specs
+from swarm_jax.stage.home import Home
 from swarm_jax.stage.programs import StagePrograms
 
 
-def compile_ahead(programs: StagePrograms, init: Callable[[], Any]) -> None:
-    """Compiles all that a stage may be asked for; runs nothing, takes no memory.
+class Ahead:
+    """Compiles what a stage may be asked for; runs nothing, takes no memory.
 
     Otherwise the first microbatch, validation, replay and hand-over of each peer waits
     for a compiler, and the step with it. Even what is in jax's cache takes time to
@@ -20,33 +21,79 @@ def compile_ahead(programs: StagePrograms, init: Callable[[], Any]) -> None:
 
     Args:
         init: ``() -> params``.
+        home: Where parameters and optimizer state will be.
+
+    Attributes:
+        params, opt_state, weights, total, residuals: Shapes of what the stage holds;
+            ``total`` is the gradient sum, ``residuals`` are one microbatch's and None
+            on the last stage.
+        workspace_bytes: What the most demanding of the programs compiled so far takes
+            beside its arguments, on the device: temporaries and results.
     """
-    x, grad_y = _shapes(programs.input_specs), _shapes(programs.gradient_specs)
-    (targets_BL,) = _shapes((programs.targets_spec,))
-    params = jax.eval_shape(init)
-    weights = jax.eval_shape(programs.cast, params)
-    opt_state = jax.eval_shape(programs.init_optimizer, params)
-    total = jax.eval_shape(programs.zeros)
 
-    def ahead(program: Any, *arguments: Any) -> Any:
-        program.lower(*arguments).compile()
-        return jax.eval_shape(program, *arguments)
+    def __init__(
+        self,
+        programs: StagePrograms,
+        init: Callable[[], Any],
+        home: Home | None = None,
+    ):
+        self._programs = programs
+        self.home = home or Home()
+        self.params = jax.eval_shape(init)
+        self.weights = jax.eval_shape(programs.cast, self.params)
+        self.opt_state = jax.eval_shape(programs.init_optimizer, self.params)
+        self.total = jax.eval_shape(programs.zeros)
+        self.workspace_bytes = 0
+        self._x = _shapes(programs.input_specs)
+        self._grad_y = _shapes(programs.gradient_specs)
+        self.residuals = None
+        if programs.gradient_specs:
+            passed = jax.eval_shape(programs.forward_keeping, self.weights, self._x)
+            self.residuals = passed[1]
 
-    if programs.gradient_specs:
-        _, residuals, _ = ahead(programs.forward_keeping, weights, x)
-        ahead(programs.forward, weights, x)
-        ahead(programs.backward, weights, residuals, grad_y)
-        ahead(programs.backward_adding, weights, residuals, grad_y, total)
-    else:
-        ahead(programs.loss, weights, x, targets_BL)
-        ahead(programs.loss_backward, weights, x, targets_BL)
-        ahead(programs.loss_backward_adding, weights, x, targets_BL, total)
-    ahead(programs.add, total, total)
-    ahead(programs.scale, total, 1.0, 1.0)
-    ahead(programs.squared_norm, total)
-    for tree in (params, (params, opt_state)):
-        ahead(programs.copy, tree)
-    ahead(programs.update_program, params, opt_state, total, 1.0)
+    def compile(self) -> None:
+        """All but what recomputes residuals."""
+        programs, weights, x, total = self._programs, self.weights, self._x, self.total
+        if programs.gradient_specs:
+            self._ahead(programs.forward_keeping, weights, x)
+            self._ahead(programs.forward, weights, x)
+            backward = weights, self.residuals, self._grad_y
+            self._ahead(programs.backward, *backward)
+            self._ahead(programs.backward_adding, *backward, total)
+        else:
+            (targets_BL,) = _shapes((programs.targets_spec,))
+            self._ahead(programs.loss, weights, x, targets_BL)
+            self._ahead(programs.loss_backward, weights, x, targets_BL)
+            self._ahead(programs.loss_backward_adding, weights, x, targets_BL, total)
+        self._ahead(programs.add, total, total)
+        self._ahead(programs.scale, total, 1.0, 1.0)
+        params, opt_state, reduced = self.home.shapes(
+            (self.params, self.opt_state, total)
+        )
+        at_home = [
+            self._compiled(programs.squared_norm, reduced),
+            self._compiled(programs.copy, params),
+            self._compiled(programs.copy, (params, opt_state)),
+            self._compiled(programs.update_program, params, opt_state, reduced, 1.0),
+        ]
+        if self.home.host is None:
+            self.workspace_bytes = max(self.workspace_bytes, *at_home)
+
+    def compile_recomputing(self) -> None:
+        """For a stage that cannot keep all residuals."""
+        backward = self.weights, self._x, self._grad_y
+        self._ahead(self._programs.recompute_backward, *backward)
+        self._ahead(self._programs.recompute_backward_adding, *backward, self.total)
+
+    def _ahead(self, program: Any, *arguments: Any) -> None:
+        taken = self._compiled(program, *arguments)
+        self.workspace_bytes = max(self.workspace_bytes, taken)
+
+    def _compiled(self, program: Any, *arguments: Any) -> int:
+        """Returns what it takes beside its arguments, in bytes."""
+        memory = program.lower(*arguments).compile().memory_analysis()
+        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return memory.temp_size_in_bytes + results
 
 
 def _shapes(specs: Specs) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -13,12 +13,13 @@ from functools import partial
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from swarm_jax.errors import Abandoned
+from swarm_jax.stage.home import Home
 from swarm_jax.stage.programs import StagePrograms
 from swarm_jax.stage.queue import DeviceQueue, Kind, Operation, Runner
+from swarm_jax.stage.residuals import Kept, ResidualBudget
 
 Arrays = Sequence[np.ndarray]
 
@@ -94,6 +95,8 @@ class StageCompute:
         aside: Does what takes long and is none of the queue's operations.
         depth: Operations that the device holds at once.
         close: Stops the runner.
+        residuals: How many microbatches' residuals stay on the device; None: all.
+        home: Where parameters and optimizer state are, and are updated.
     """
 
     def __init__(
@@ -106,17 +109,20 @@ class StageCompute:
         aside: Callable[[Callable[[], Any]], Future] = at_once,
         depth: int = 1,
         close: Callable[[], None] = lambda: None,
+        residuals: ResidualBudget | None = None,
+        home: Home | None = None,
     ):
         self.input_specs = programs.input_specs
         self.gradient_specs = programs.gradient_specs
         self.tied_leaf = programs.tied_leaf
         self._programs = programs
         self._init = init
-        self._params = params = init()
-        self._weights = programs.cast(params)
+        self._home = home or Home()
+        self._params = params = self._home.make(init)
+        self._weights = self._home.lend(programs.cast(params))
         self._previous_weights: Any = None
         self._previous_tied: jax.Array | None = None
-        self._opt_state = programs.init_optimizer(params)
+        self._opt_state = self._home.make(programs.init_optimizer, params)
         self._gradient_sum = programs.zeros()
         self._reduced: Any = None
         self._structure = jax.tree.structure(params)
@@ -127,6 +133,7 @@ class StageCompute:
         self._aside = aside
         self._queue = DeviceQueue(runner, depth)
         self._close = close
+        self._residuals = residuals or ResidualBudget()
 
     @property
     def params(self) -> Any:
@@ -148,16 +155,18 @@ class StageCompute:
     ) -> Forward:
         assert _specs(x) == self.input_specs, _specs(x)
         uploaded = self._upload(tuple(x))
-
-        residuals = None
+        kept: Kept | None = None
 
         def launch():
-            nonlocal residuals
+            nonlocal kept
             weights = self._choose_weights(previous)
-            if not keep:
+            if keep:
+                kept = self._residuals.admit(weights, x)
+            if kept is None or kept.is_recomputed:
                 return self._programs.forward(weights, uploaded())
-            y, vjp, finite = self._programs.forward_keeping(weights, uploaded())
-            residuals = weights, vjp  # backward must see the weights of its forward
+            y, kept.residuals, finite = self._programs.forward_keeping(
+                weights, uploaded()
+            )
             return y, finite
 
         def fetch(launched):
@@ -167,23 +176,32 @@ class StageCompute:
         (y, finite), compute_s = await self._queue.run(
             Operation("forward", Kind.FORWARD, launch, fetch, order)
         )
-        return Forward(y, residuals, finite, compute_s)
+        return Forward(y, kept, finite, compute_s)
 
     async def backward(
-        self, residuals: Any, grad_y: Arrays, *, count: Count | None, order: int
+        self, residuals: Kept, grad_y: Arrays, *, count: Count | None, order: int
     ) -> Backward:
         assert _specs(grad_y) == self.gradient_specs, _specs(grad_y)
-        uploaded = self._upload(tuple(grad_y))
-        weights, vjp = residuals
+        uploaded = self._upload((residuals.x, tuple(grad_y)))
+        programs = self._programs
+        if residuals.is_recomputed:
+            plain, adding = (
+                programs.recompute_backward,
+                programs.recompute_backward_adding,
+            )
+        else:
+            plain, adding = programs.backward, programs.backward_adding
 
         def launch():
+            weights = residuals.weights
+            x, grad_y = uploaded()
+            begun = x if residuals.is_recomputed else self._residuals.take(residuals)
             if count is None:
-                grad_x, finite = self._programs.backward(weights, vjp, uploaded())
-            else:
-                grad_x, finite, self._gradient_sum = self._programs.backward_adding(
-                    weights, vjp, uploaded(), self._gradient_sum
-                )
-            return grad_x, finite
+                return plain(weights, begun, grad_y)
+            *results, self._gradient_sum = adding(
+                weights, begun, grad_y, self._gradient_sum
+            )
+            return results
 
         return await self._run_backward("backward", launch, count, order)
 
@@ -233,7 +251,7 @@ class StageCompute:
 
     async def add_to_sum(self, gradients: Arrays) -> bool:
         def launch():
-            added = _to_device(self._structure, gradients)
+            added = _copied(Home(), self._structure, gradients)
             finite, self._gradient_sum = self._programs.add(self._gradient_sum, added)
             return finite
 
@@ -241,7 +259,7 @@ class StageCompute:
 
     async def load_reduced(self, gradients: Arrays) -> float:
         def launch():
-            self._reduced = _to_device(self._structure, gradients)
+            self._reduced = _copied(self._home, self._structure, gradients)
             return self._programs.squared_norm(self._reduced)
 
         return await self._run("load_reduced", launch, float)
@@ -251,11 +269,12 @@ class StageCompute:
             assert self._reduced is not None, "apply without load_reduced"
             # Dropped before, not after: the update is when memory is shortest.
             gradients, self._reduced, self._gradient_sum = self._reduced, None, None
-            self._previous_weights = self._programs.keep(self._weights)
+            self._previous_weights = self._keep_weights()
             self._keep_tied(gradients)
-            self._params, self._opt_state, self._weights, done = self._programs.update(
+            self._params, self._opt_state, weights, done = self._programs.update(
                 self._params, self._opt_state, gradients, gradient_norm
             )
+            self._weights = self._home.lend(weights)
             self._gradient_sum = self._programs.zeros()
             return done
 
@@ -299,14 +318,16 @@ class StageCompute:
             )
 
         def launch():
-            self._launch_replace(*_to_device(self._state_structure, state))
+            copied = _copied(self._home, self._state_structure, state)
+            self._launch_replace(*copied)
 
         await self._run("load_state", launch)
 
     async def reset(self) -> None:
         def launch():
-            params = self._init()
-            self._launch_replace(params, self._programs.init_optimizer(params))
+            params = self._home.make(self._init)
+            opt_state = self._home.make(self._programs.init_optimizer, params)
+            self._launch_replace(params, opt_state)
 
         await self._run("reset", launch)
 
@@ -314,6 +335,9 @@ class StageCompute:
         return await self._run(
             "digest", lambda: self._programs.copy(self._params), _digest
         )
+
+    def take_record(self) -> dict[str, int]:
+        return self._residuals.take_record() if self.gradient_specs else {}
 
     def close(self) -> None:
         self._queue.cancel_waiting()
@@ -330,11 +354,17 @@ class StageCompute:
         if self.tied_leaf is not None:
             self._previous_tied = jax.tree.leaves(gradients)[self.tied_leaf]
 
+    def _keep_weights(self) -> Any:
+        """Those of now, in buffers that the update will not take."""
+        if self._home.host is not None:
+            return self._weights
+        return self._programs.keep(self._weights)
+
     def _launch_replace(self, params: Any, opt_state: Any) -> None:
         self._launch_clear()
         self.forget_previous()
         self._params, self._opt_state = params, opt_state
-        self._weights = self._programs.cast(params)
+        self._weights = self._home.lend(self._programs.cast(params))
 
     def _launch_clear(self) -> None:
         self._reduced = self._gradient_sum = None
@@ -384,13 +414,9 @@ def _to_host(tree: Any) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def _to_device(structure: Any, arrays: Arrays) -> Any:
-    """Copies: the caller's memory is not ours to donate.
-
-    ``jax.device_put`` shares aligned memory on CPU, with ``may_alias=False`` too.
-    """
-    leaves = [jnp.array(array, copy=True) for array in arrays]
-    return jax.tree.unflatten(structure, leaves)
+def _copied(home: Home, structure: Any, arrays: Arrays) -> Any:
+    """A tree in buffers of its own: the caller's memory is not ours to donate."""
+    return jax.tree.unflatten(structure, [home.copy(array) for array in arrays])
 
 
 def _digest(tree: Any) -> str:

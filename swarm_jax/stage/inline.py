@@ -8,6 +8,7 @@ from typing import Any
 from swarm_jax.stage.compute import StageCompute
 from swarm_jax.stage.programs import StagePrograms
 from swarm_jax.stage.queue import Finished, Operation
+from swarm_jax.stage.residuals import ResidualBudget
 
 
 class InlineCompute(StageCompute):
@@ -18,6 +19,7 @@ class InlineCompute(StageCompute):
         init: Makes the initial parameters.
         duration_s: Seconds on the event loop's clock that an operation (by its name)
             keeps the device busy.
+        residuals: As in ``StageCompute``.
     """
 
     def __init__(
@@ -25,8 +27,9 @@ class InlineCompute(StageCompute):
         programs: StagePrograms,
         init: Callable[[], Any],
         duration_s: Callable[[str], float] = lambda name: 0.0,
+        residuals: ResidualBudget | None = None,
     ):
-        super().__init__(programs, init, _InlineRunner(duration_s))
+        super().__init__(programs, init, _InlineRunner(duration_s), residuals=residuals)
 
 
 class _InlineRunner:

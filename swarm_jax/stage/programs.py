@@ -6,7 +6,9 @@ respect to the weights and summed in the masters' dtype.
 
 Residuals are what ``jax.vjp`` keeps between forward and backward. They leave the jitted
 forward as a pytree, without the weights: those would come out as fresh copies for every
-microbatch. Backward puts them back.
+microbatch. Backward puts them back. Where they were not kept, forward is computed again
+in the same program: the gradients are equal but for rounding, since the compiler may
+join operations of the two passes.
 
 A gradient that is not finite leaves the sum as it is. That is decided on the device, in
 the same program, so no one ever has to take a gradient out again. What goes out is
@@ -69,6 +71,9 @@ class StagePrograms:
         forward_keeping: ``(weights, x) -> (y, residuals, finite)``.
         backward: ``(weights, residuals, grad_y) -> (grad_x, finite)``.
         backward_adding: ``(weights, residuals, grad_y, sum) -> (grad_x, finite, sum)``.
+        recompute_backward: ``(weights, x, grad_y) -> (grad_x, finite)``.
+        recompute_backward_adding: ``(weights, x, grad_y, sum) -> (grad_x, finite,
+            sum)``.
         loss: ``(weights, x, targets_BL) -> loss_sum``.
         loss_backward: ``(weights, x, targets_BL) -> (grad_x, loss_sum, finite)``.
         loss_backward_adding: ``(weights, x, targets_BL, sum) -> (grad_x, loss_sum,
@@ -96,6 +101,8 @@ class StagePrograms:
     forward_keeping: Callable[..., Any]
     backward: Callable[..., Any]
     backward_adding: Callable[..., Any]
+    recompute_backward: Callable[..., Any]
+    recompute_backward_adding: Callable[..., Any]
     loss: Callable[..., Any]
     loss_backward: Callable[..., Any]
     loss_backward_adding: Callable[..., Any]
@@ -173,6 +180,10 @@ def make_stage_programs(
         forward_keeping=jax.jit(passes.forward_keeping),
         backward=jax.jit(passes.backward),
         backward_adding=jax.jit(passes.backward_adding, donate_argnums=3),
+        recompute_backward=jax.jit(passes.recompute_backward),
+        recompute_backward_adding=jax.jit(
+            passes.recompute_backward_adding, donate_argnums=3
+        ),
         loss=jax.jit(passes.loss),
         loss_backward=jax.jit(passes.loss_backward),
         loss_backward_adding=jax.jit(passes.loss_backward_adding, donate_argnums=3),
@@ -202,10 +213,9 @@ class _Passes:
         return y, _all_finite(y)
 
     def forward_keeping(self, weights: Tree, x: Arrays):
-        y_BLD, vjp = self._vjp(self.functions.apply, weights, x)
-        vjp.args_res[0] = None
+        y_BLD, residuals = self._keep(weights, x)
         y = self.output_codec.activations.encode(y_BLD)
-        return y, vjp, _all_finite(y)
+        return y, residuals, _all_finite(y)
 
     def backward(self, weights: Tree, residuals: Tree, grad_y: Arrays):
         grad_x, _ = self._pull(weights, residuals, grad_y)
@@ -217,6 +227,16 @@ class _Passes:
         grad_x, gradients = self._pull(weights, residuals, grad_y)
         finite, gradient_sum = _add_if_finite(gradient_sum, gradients, grad_x)
         return grad_x, finite, gradient_sum
+
+    def recompute_backward(self, weights: Tree, x: Arrays, grad_y: Arrays):
+        _, residuals = self._keep(weights, x)
+        return self.backward(weights, residuals, grad_y)
+
+    def recompute_backward_adding(
+        self, weights: Tree, x: Arrays, grad_y: Arrays, gradient_sum: Tree
+    ):
+        _, residuals = self._keep(weights, x)
+        return self.backward_adding(weights, residuals, grad_y, gradient_sum)
 
     def loss(self, weights: Tree, x: Arrays, targets_BL: jax.Array):
         return self.functions.loss(weights, self._input(x), targets_BL)
@@ -242,6 +262,11 @@ class _Passes:
         if self.input_codec is None:
             return jax.vjp(lambda weights: function(weights, x[0]), weights)
         return jax.vjp(function, weights, self._input(x))
+
+    def _keep(self, weights: Tree, x: Arrays) -> tuple[jax.Array, Tree]:
+        y_BLD, vjp = self._vjp(self.functions.apply, weights, x)
+        vjp.args_res[0] = None
+        return y_BLD, vjp
 
     def _pull(self, weights: Tree, residuals: Tree, grad_y: Arrays):
         residuals.args_res[0] = weights

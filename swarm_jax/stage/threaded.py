@@ -13,8 +13,10 @@ from typing import Any
 import jax
 
 from swarm_jax.stage.compute import StageCompute
+from swarm_jax.stage.home import Home
 from swarm_jax.stage.programs import StagePrograms
 from swarm_jax.stage.queue import Finished, Operation
+from swarm_jax.stage.residuals import ResidualBudget
 
 
 class ThreadedCompute(StageCompute):
@@ -27,9 +29,16 @@ class ThreadedCompute(StageCompute):
     Args:
         programs: What the device runs.
         init: Makes the initial parameters.
+        residuals, home: As in ``StageCompute``.
     """
 
-    def __init__(self, programs: StagePrograms, init: Callable[[], Any]):
+    def __init__(
+        self,
+        programs: StagePrograms,
+        init: Callable[[], Any],
+        residuals: ResidualBudget | None = None,
+        home: Home | None = None,
+    ):
         on_host = jax.default_backend() == "cpu"
         depth = 2 if on_host else 3
         self._threads = _Threads(depth)
@@ -40,6 +49,8 @@ class ThreadedCompute(StageCompute):
             aside=self._threads.aside,
             depth=depth,
             close=self._threads.close,
+            residuals=residuals,
+            home=home,
             **({} if on_host else {"upload": self._threads.upload}),
         )
 

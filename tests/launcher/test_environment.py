@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from swarm_jax.errors import ConfigError
-from swarm_jax.launcher.environment import peer_environments, process_environment
+from swarm_jax.launcher.environment import (
+    keep_programs,
+    peer_environments,
+    process_environment,
+)
 
 USE_JAX = """
 import pathlib
@@ -52,7 +56,7 @@ def test_gpu_peers_go_round_the_cards_and_divide_shared_ones(monkeypatch, tmp_pa
     assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == list("47474")
     shares = [e["XLA_PYTHON_CLIENT_MEM_FRACTION"] for e in environments]
     assert shares == ["0.300", "0.450", "0.300", "0.450", "0.300"]
-    assert {e["JAX_PLATFORMS"] for e in environments} == {"cuda"}
+    assert {e["JAX_PLATFORMS"] for e in environments} == {"cuda,cpu"}
 
 
 def test_a_card_of_its_own_is_not_limited(monkeypatch, tmp_path):
@@ -74,6 +78,15 @@ def test_no_gpu_says_so(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigError, match="use --device cpu"):
         peer_environments("cuda13", 1, Path("cache"))
+
+
+def test_a_process_started_by_hand_keeps_its_programs_too(monkeypatch, tmp_path):
+    variable = "JAX_COMPILATION_CACHE_DIR"
+    monkeypatch.setattr(os, "environ", {})
+    keep_programs(tmp_path)
+    assert os.environ[variable] == str(tmp_path / "jax")
+    keep_programs(tmp_path / "other")
+    assert os.environ[variable] == str(tmp_path / "jax")
 
 
 def test_the_users_own_compilation_cache_is_used(monkeypatch, tmp_path):

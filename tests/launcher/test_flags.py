@@ -109,7 +109,7 @@ def test_device_is_chosen_before_and_after_jax_is_imported(monkeypatch):
     flags.use_device(None)
     assert os.environ["JAX_PLATFORMS"] == "tpu"
     flags.use_device("cuda13")
-    assert os.environ["JAX_PLATFORMS"] == "cuda"
+    assert os.environ["JAX_PLATFORMS"] == "cuda,cpu"
     monkeypatch.setitem(sys.modules, "jax", Jax)
     flags.use_device("cpu")
     assert updates == {"jax_platforms": "cpu"}

@@ -33,6 +33,16 @@ def test_memory_of_all_processes_is_added(tmp_path):
     }
 
 
+def test_it_says_how_long_servers_took_to_be_ready(tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    for name, ready_s in (("stage0-0", 5.0), ("stage1-0", 9.0), ("stage1-1", 8.0)):
+        writer = MetricsWriter(tmp_path / "metrics" / f"{name}.jsonl")
+        for step in (1, 2):
+            writer.write(step=step, start_to_ready_s=ready_s)
+        writer.close()
+    assert finish_summary(tmp_path, 2.0)["start_to_ready_s"] == 8.0
+
+
 def test_bigram_loss_stands_beside_validation_loss_and_absent_rows_are_left_out(
     tmp_path,
 ):

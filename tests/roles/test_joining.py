@@ -123,6 +123,9 @@ def test_a_download_longer_than_steps_catches_up(config, make_swarm, small_chunk
     assert_exact(swarm, totals, states, reference)
     joined = swarm.peer_steps["stage1-2"]
     assert max(fetched) + 1 < joined[0]["step"], "steps went by during the download"
+    assert swarm.ready == {peer: 0 for peer in reference} | {
+        "stage1-2": joined[0]["step"] - 1
+    }
     first = next(record for record in joined if record["microbatches_counted"])
     assert first["join_to_first_microbatch_s"] > 0
     assert sum("join_to_first_microbatch_s" in record for record in joined) == 1

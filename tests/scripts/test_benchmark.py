@@ -19,6 +19,8 @@ from swarm_jax.errors import ConfigError
         (["checkpoints", "--state_mb", "100", "0"], "--state_mb 0"),
         (["checkpoints", "--config.swarm.num_stages=1"], "a move needs two stages"),
         (["codecs", "--config.steps=9"], "codecs runs no experiment"),
+        (["stage", "--stage", "2"], "--stage 2: this experiment has stages 0 to 1"),
+        (["stage", "--peak_tflops", "0"], "--peak_tflops 0.0: use a positive number"),
         (["codecs", "--shape", "1", "0", "8"], "--shape 1 0 8: use 1 or more"),
     ],
 )
@@ -81,3 +83,44 @@ def test_codecs_lose_what_they_should():
     assert ordinary["bfloat16"] < ordinary["dynamic8"] < ordinary["int8"]
     for row in rows.values():
         assert row["rms_error"] <= row["max_error"]
+
+
+SMALL = [f"--config.model.{name}" for name in ("model_dim=16", "ffn_dim=32")]
+SMALL += ["--config.model.num_heads=2", "--config.model.sequence_length=8"]
+SMALL += ["--config.swarm.layers_per_stage=(2,2)"]
+PASSES = [
+    {
+        "forward": 1,
+        "forward, keeping residuals": 1,
+        "backward from residuals": 2,
+        "backward, computing forward again": 2,
+        "there and back, keeping": 3,
+        "there and back, again": 3,
+        "update": None,
+    },
+    {"forward and loss": 1, "forward, loss and backward": 3, "update": None},
+]
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_stage_is_measured_and_reported(stage, tmp_path, capsys):
+    path = tmp_path / "report.json"
+    more = ["--stage", str(stage), "--peak_tflops", "2", "--json", str(path), *SMALL]
+    assert benchmark.main(["stage", "--repeats", "1", *more]) == 0
+    report = json.loads(path.read_text())
+    assert [row["case"] for row in report["rows"]] == list(PASSES[stage])
+    width, hidden, length, vocabulary = 16, 32, 8, 384 * stage
+    block = 2 * (4 * width**2 + 2 * width * hidden) + 4 * length * width
+    forward = (2 * block + 2 * width * vocabulary) * 2 * length
+    for row in report["rows"]:
+        assert row["hardware"] == "cpu" and row["ms"] > 0
+        passes = PASSES[stage][row["case"]]
+        if passes is None:
+            assert row["model_tflop_per_s"] is row["utilisation"] is None
+        else:
+            flop = row["model_tflop_per_s"] * 1e9 * row["ms"]
+            assert flop == pytest.approx(passes * forward)
+            assert row["utilisation"] == row["model_tflop_per_s"] / 2
+    assert (report["residual_bytes"] > 0) == (report["residuals_fit"] is not None)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(case in shown for case in PASSES[stage]) and "peak 2" in shown

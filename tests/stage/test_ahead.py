@@ -6,8 +6,9 @@ import jax
 import pytest
 
 from swarm_jax.sim.clock import run_virtual
-from swarm_jax.stage.ahead import compile_ahead
+from swarm_jax.stage.ahead import Ahead
 from swarm_jax.stage.inline import InlineCompute
+from swarm_jax.stage.residuals import ResidualBudget
 
 UPLOAD = "jit(stage)"
 """How jax itself brings an array to the device."""
@@ -52,19 +53,28 @@ class Count:
         pass
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("is_ahead", [True, False])
+@pytest.mark.parametrize(
+    ("is_ahead", "dtype", "microbatches"),
+    [
+        (True, "float32", None),
+        (True, "bfloat16", None),
+        (True, "float32", 0),
+        (False, "bfloat16", None),
+    ],
+)
 def test_what_was_compiled_ahead_is_not_compiled_again(
-    is_ahead, dtype, make_stages, make_microbatch, lowered
+    is_ahead, dtype, microbatches, make_stages, make_microbatch, lowered
 ):
     jax.clear_caches()
     stages = make_stages((1, 3), dtype)
     inits = [partial(stage.programs.copy, stage.params) for stage in stages]
     for stage, init in zip(stages, inits, strict=True):
         if is_ahead:
-            compile_ahead(stage.programs, init)
+            Ahead(stage.programs, init).compile()
+    if microbatches == 0:
+        Ahead(stages[0].programs, inits[0]).compile_recomputing()
     pair = [
-        InlineCompute(stage.programs, init)
+        InlineCompute(stage.programs, init, residuals=ResidualBudget(microbatches))
         for stage, init in zip(stages, inits, strict=True)
     ]
     lowered.clear()

@@ -397,12 +397,14 @@ def test_backward_takes_the_weights_of_its_forward(make_pair, make_microbatch):
     async def scenario():
         first, _ = pair = make_pair(dtype="bfloat16")
         inputs_BL, _ = make_microbatch(0)
-        forward = await first.forward((inputs_BL,), keep=True, order=0)
-        await first.backward(forward.residuals, forward.y, count=Count(), order=0)
+        now, later = [
+            await first.forward((inputs_BL,), keep=True, order=0) for _ in range(2)
+        ]
+        await first.backward(now.residuals, now.y, count=Count(), order=0)
         expected = as_bytes(await first.gradient_sum(1.0))
         await pass_microbatch(pair, make_microbatch(1))
         await close_step(pair, 0.1)
-        await first.backward(forward.residuals, forward.y, count=Count(), order=0)
+        await first.backward(later.residuals, later.y, count=Count(), order=0)
         assert as_bytes(await first.gradient_sum(1.0)) == expected
 
     asyncio.run(scenario())

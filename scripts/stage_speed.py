@@ -1,0 +1,201 @@
+"""How fast a stage's jitted programs are on this process's device."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rich.table import Table
+
+from models.functional import resolve_dtype
+from scripts.stages import stage_flops
+from scripts.wiring import make_functions, make_programs
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.stage.ahead import Ahead
+from swarm_jax.stage.memory import fitting, tree_bytes
+from swarm_jax.stage.programs import StagePrograms
+
+CALLS = 5
+"""Calls that are timed together: a server's device has its next one at hand too."""
+
+PEAK_TFLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312.0,
+    "NVIDIA A100-SXM4-80GB": 312.0,
+    "NVIDIA H100 80GB HBM3": 989.0,
+    "NVIDIA H200": 989.0,
+}
+"""Dense bfloat16 products, by the vendor's data sheets."""
+
+FORWARD, BACKWARD = 1, 2
+"""FLOPs of a pass, in those of a forward pass. To compute forward again is none of the
+model's."""
+
+
+def stage_figures(
+    config: ExperimentConfig, stage: int, repeats: int, peak_tflops: float | None
+) -> dict[str, Any]:
+    """Measures one stage with its initial parameters and an input of zeros.
+
+    Args:
+        peak_tflops: Of the device; None: what is known of a card of its name, if the
+            model computes in bfloat16.
+
+    Returns:
+        ``rows``, one per program or pair of programs: ``case``, ``hardware``, ``ms``
+        (median of ``repeats`` means over ``CALLS`` calls), ``model_tflop_per_s`` (None
+        for the update) and ``utilisation`` of the peak (None where it is not known).
+        ``residual_bytes`` of a microbatch, ``workspace_bytes`` of the most demanding
+        program, ``residuals_fit``: of how many microbatches; and ``peak_tflops``.
+    """
+    programs, functions = make_programs(config, stage), make_functions(config, stage)
+    ahead = Ahead(programs, lambda: functions.init(config.seed))
+    ahead.compile()
+    if ahead.residuals is not None:
+        ahead.compile_recomputing()
+    hardware = jax.devices()[0].device_kind
+    if peak_tflops is None and resolve_dtype(config.model) == jnp.bfloat16:
+        peak_tflops = PEAK_TFLOPS.get(hardware)
+    tokens = config.swarm.microbatch_size * config.model.sequence_length
+    flops = stage_flops(config)[stage] * tokens
+    rows = []
+    for case, passes, call in _cases(programs, functions.init(config.seed)):
+        ms = 1e3 * _median_s(call, repeats)
+        speed = passes * flops / ms / 1e9 if passes else None
+        known = speed is not None and peak_tflops is not None
+        share = speed / peak_tflops if known else None
+        rows.append(
+            {"case": case, "hardware": hardware, "ms": ms}
+            | {"model_tflop_per_s": speed, "utilisation": share}
+        )
+    return {
+        "stage": stage,
+        "rows": rows,
+        "peak_tflops": peak_tflops,
+        "residual_bytes": tree_bytes(ahead.residuals),
+        "workspace_bytes": ahead.workspace_bytes,
+        "residuals_fit": fitting(ahead, config.tuning.residual_bytes),
+    }
+
+
+def stage_table(figures: dict[str, Any]) -> Table:
+    """The figures for people."""
+    peak, fit = figures["peak_tflops"], figures["residuals_fit"]
+    known = "peak not known: give --peak_tflops" if peak is None else f"peak {peak:g}"
+    caption = (
+        f"stage {figures['stage']} on {figures['rows'][0]['hardware']}; {known}; "
+        f"residuals {figures['residual_bytes'] / 1e6:,.1f} MB a microbatch"
+        + ("" if fit is None else f", those of {fit:,} fit")
+        + f"; workspace {figures['workspace_bytes'] / 1e6:,.1f} MB"
+    )
+    table = Table("", "ms", "model TFLOP/s", "of the peak", caption=caption)
+    for row in figures["rows"]:
+        speed, share = row["model_tflop_per_s"], row["utilisation"]
+        table.add_row(
+            row["case"],
+            f"{row['ms']:.3f}",
+            "" if speed is None else f"{speed:,.3f}",
+            "" if share is None else f"{share:.1%}",
+        )
+    return table
+
+
+def _cases(
+    programs: StagePrograms, params: Any
+) -> Sequence[tuple[str, int, Callable[[], Any]]]:
+    """What is measured: its name, FLOPs in forward passes, and a call of it."""
+    stage = _Stage(programs, params)
+    if not programs.gradient_specs:
+        both = FORWARD + BACKWARD
+        cases = [
+            ("forward and loss", FORWARD, stage.loss),
+            ("forward, loss and backward", both, stage.loss_backward),
+        ]
+    else:
+        cases = [
+            ("forward", FORWARD, stage.forward),
+            ("forward, keeping residuals", FORWARD, stage.forward_keeping),
+            ("backward from residuals", BACKWARD, stage.backward),
+            ("backward, computing forward again", BACKWARD, stage.recompute),
+            ("there and back, keeping", FORWARD + BACKWARD, stage.keeping_both),
+            ("there and back, again", FORWARD + BACKWARD, stage.recomputing_both),
+        ]
+    return *cases, ("update", 0, stage.update)
+
+
+class _Stage:
+    """Calls of the programs, each with what the one before it left."""
+
+    def __init__(self, programs: StagePrograms, params: Any):
+        self._programs = programs
+        self._params = programs.copy(params)
+        self._opt_state = programs.init_optimizer(params)
+        self._weights = programs.cast(programs.copy(params))
+        self._total = programs.zeros()
+        self._x = _zeros(programs.input_specs)
+        self._grad_y = _zeros(programs.gradient_specs)
+        (self._targets_BL,) = _zeros((programs.targets_spec,))
+        self._residuals: Any = None
+
+    def forward(self) -> Any:
+        return self._programs.forward(self._weights, self._x)
+
+    def forward_keeping(self) -> Any:
+        y, self._residuals, finite = self._programs.forward_keeping(
+            self._weights, self._x
+        )
+        return y, self._residuals, finite
+
+    def backward(self) -> Any:
+        *results, self._total = self._programs.backward_adding(
+            self._weights, self._residuals, self._grad_y, self._total
+        )
+        return results, self._total
+
+    def recompute(self) -> Any:
+        *results, self._total = self._programs.recompute_backward_adding(
+            self._weights, self._x, self._grad_y, self._total
+        )
+        return results, self._total
+
+    def keeping_both(self) -> Any:
+        self.forward_keeping()
+        return self.backward()
+
+    def recomputing_both(self) -> Any:
+        self.forward()
+        return self.recompute()
+
+    def loss(self) -> Any:
+        return self._programs.loss(self._weights, self._x, self._targets_BL)
+
+    def loss_backward(self) -> Any:
+        *results, self._total = self._programs.loss_backward_adding(
+            self._weights, self._x, self._targets_BL, self._total
+        )
+        return results, self._total
+
+    def update(self) -> Any:
+        self._residuals = None
+        self._params, self._opt_state, *rest = self._programs.update(
+            self._params, self._opt_state, self._total, 1.0
+        )
+        return self._params, self._opt_state, rest
+
+
+def _zeros(specs: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[jax.Array, ...]:
+    return tuple(jnp.zeros(shape, dtype) for dtype, shape in specs)
+
+
+def _median_s(call: Callable[[], Any], repeats: int) -> float:
+    """Of one call, after a first one."""
+    jax.block_until_ready(call())
+    times_s = []
+    for _ in range(repeats):
+        began_s = time.perf_counter()
+        for _ in range(CALLS):
+            results = call()
+        jax.block_until_ready(results)
+        times_s.append((time.perf_counter() - began_s) / CALLS)
+    return statistics.median(times_s)

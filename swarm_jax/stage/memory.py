@@ -1,0 +1,98 @@
+"""What fits a device: its memory, and what a stage takes of it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from swarm_jax.stage.ahead import Ahead
+from swarm_jax.stage.home import Home
+from swarm_jax.stage.programs import StagePrograms
+from swarm_jax.stage.residuals import ResidualBudget
+
+USABLE_SHARE = 0.9
+"""Of a device's memory: the rest is for gaps, and for arrays on their way."""
+
+HOST_SHARE = 0.25
+"""Of main memory, for a stage that computes on the CPU: other peers may be there."""
+
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def plan_residuals(
+    programs: StagePrograms,
+    init: Callable[[], Any],
+    *,
+    home: Home | None = None,
+    residual_bytes: int | None,
+    most: int,
+) -> ResidualBudget:
+    """Compiles a stage's programs and says how many microbatches' residuals fit.
+
+    Args:
+        init: ``() -> params``.
+        home: Where parameters and optimizer state will be.
+        residual_bytes: Memory for residuals; None: what the device has left beside the
+            stage's other arrays and its most demanding program.
+        most: Microbatches that the stage is given at once. If all fit, what recomputes
+            is not compiled, which takes as long as the rest.
+    """
+    ahead = Ahead(programs, init, home)
+    ahead.compile()
+    fit = fitting(ahead, residual_bytes)
+    if fit is not None and fit < most:
+        ahead.compile_recomputing()
+        fit = fitting(ahead, residual_bytes)
+    return ResidualBudget(fit)
+
+
+def fitting(ahead: Ahead, residual_bytes: int | None) -> int | None:
+    """Of how many microbatches the residuals fit; None for a stage that keeps none.
+
+    Args:
+        ahead: Has compiled what the stage will run.
+        residual_bytes: As in ``plan_residuals``.
+    """
+    if ahead.residuals is None:
+        return None
+    left = residual_bytes
+    if left is None:
+        left = device_bytes() - standing_bytes(ahead) - ahead.workspace_bytes
+    return max(0, left) // tree_bytes(ahead.residuals)
+
+
+def standing_bytes(ahead: Ahead) -> int:
+    """What a stage holds on its device whatever it does, at its worst moment.
+
+    The weights of this step and of the one before, and the gradient sum; and unless
+    they are in main memory, the reduced gradient, and parameters and optimizer state
+    twice, since a copy of them may be on its way to a checkpoint or a stage peer.
+    """
+    weights, total = tree_bytes(ahead.weights), tree_bytes(ahead.total)
+    if ahead.home.host is not None:
+        return 2 * weights + total
+    state = tree_bytes((ahead.params, ahead.opt_state))
+    is_cast = ahead.weights != ahead.params
+    return 2 * state + weights * (1 + is_cast) + 2 * total
+
+
+def device_bytes() -> int:
+    """Memory that this process may use on its device."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats is not None:
+        return int(USABLE_SHARE * stats["bytes_limit"])
+    return int(HOST_SHARE * _main_memory_bytes())
+
+
+def tree_bytes(tree: Any) -> int:
+    """Of all leaves, arrays or their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _main_memory_bytes() -> int:
+    """The machine's, or the container's if it may use less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
+    return total if limit == "max" else min(total, int(limit))

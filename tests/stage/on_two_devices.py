@@ -1,0 +1,154 @@
+"""Run by ``test_home.py`` with two CPU devices: the second one plays the host."""
+
+import asyncio
+from functools import partial
+
+import jax
+import pytest
+
+from swarm_jax.errors import Abandoned
+from swarm_jax.stage.ahead import Ahead
+from swarm_jax.stage.home import Home
+from swarm_jax.stage.memory import standing_bytes, tree_bytes
+from swarm_jax.stage.threaded import ThreadedCompute
+
+CARD, HOST = jax.local_devices()
+
+
+class Count:
+    def start(self):
+        return True
+
+    def settle(self, finite, loss_sum):
+        assert finite
+
+
+def devices_of(tree):
+    return {device for leaf in jax.tree.leaves(tree) for device in leaf.devices()}
+
+
+def as_bytes(arrays):
+    return [(array.dtype, array.shape, array.tobytes()) for array in arrays]
+
+
+@pytest.fixture
+def make_pair(make_stages):
+    """``make(host, dtype)``: a first and a last stage."""
+    made = []
+
+    def make(host, dtype):
+        pair = [
+            ThreadedCompute(
+                stage.programs,
+                partial(stage.programs.copy, stage.params),
+                home=Home(host),
+            )
+            for stage in make_stages((1, 3), dtype)
+        ]
+        made.extend(pair)
+        return pair
+
+    yield make
+    for compute in made:
+        compute.close()
+
+
+async def train(pair, microbatch):
+    first, last = pair
+    inputs_BL, targets_BL = microbatch
+    there = await first.forward((inputs_BL,), keep=True, order=0)
+    back = await last.loss_backward(there.y, targets_BL, count=Count(), order=0)
+    await first.backward(there.residuals, back.grad_x, count=Count(), order=0)
+    for compute in pair:
+        norm = await compute.load_reduced(await compute.gradient_sum(0.1))
+        await compute.apply(norm**0.5)
+
+
+async def loss(pair, microbatch, previous):
+    first, last = pair
+    inputs_BL, targets_BL = microbatch
+    there = await first.forward((inputs_BL,), keep=False, order=0, previous=previous)
+    back = await last.loss_backward(
+        there.y, targets_BL, count=None, order=0, previous=previous
+    )
+    return back.loss_sum
+
+
+def assert_at_home(compute):
+    assert devices_of((compute._params, compute._opt_state)) == {HOST}
+    assert devices_of((compute._weights, compute._gradient_sum)) == {CARD}
+    if compute._previous_weights is not None:
+        assert devices_of(compute._previous_weights) == {CARD}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_updates_in_main_memory_equal_those_on_the_device(
+    dtype, make_pair, make_microbatch
+):
+    async def scenario(host):
+        pair, found = make_pair(host, dtype), []
+        initial = [await compute.state() for compute in pair]
+        for step in range(3):
+            before = await loss(pair, make_microbatch(9), previous=False)
+            await train(pair, make_microbatch(step))
+            assert await loss(pair, make_microbatch(9), previous=True) == before
+            found.append(await loss(pair, make_microbatch(9), previous=False))
+            assert found[-1] != before
+            if host is not None:
+                for compute in pair:
+                    assert_at_home(compute)
+        for compute in pair:
+            compute.forget_previous()
+        with pytest.raises(Abandoned):
+            await loss(pair, make_microbatch(9), previous=True)
+        states = [as_bytes(await compute.state()) for compute in pair]
+        digests = [await compute.digest() for compute in pair]
+        for compute, state in zip(pair, initial, strict=True):
+            await compute.load_state(state)
+        await train(pair, make_microbatch(0))
+        found.append(await loss(pair, make_microbatch(9), previous=False))
+        for compute in pair:
+            await compute.reset()
+            if host is not None:
+                assert_at_home(compute)
+        found.append(await loss(pair, make_microbatch(9), previous=False))
+        assert found[3] == found[0]
+        return found, states, digests
+
+    assert asyncio.run(scenario(HOST)) == asyncio.run(scenario(None))
+
+
+def test_what_was_compiled_ahead_is_not_compiled_again(
+    make_pair, make_stages, make_microbatch
+):
+    names = []
+
+    def hear(event, seconds, **details):
+        if event.endswith("jaxpr_to_mlir_module_duration"):
+            names.append(details["fun_name"])
+
+    for stage in make_stages((1, 3), "bfloat16"):
+        Ahead(stage.programs, lambda stage=stage: stage.params, Home(HOST)).compile()
+
+    async def scenario():
+        pair = make_pair(HOST, "bfloat16")
+        await pair[0].digest()
+        names.clear()
+        await train(pair, make_microbatch(0))
+        await pair[0].load_state(await pair[0].state())
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    try:
+        asyncio.run(scenario())
+    finally:
+        jax.monitoring.unregister_event_duration_listener(hear)
+    assert set(names) <= {"jit(stage)"}, names
+
+
+def test_the_device_has_what_the_plan_says(make_pair, make_stages, make_microbatch):
+    stage = make_stages((1, 3), "bfloat16")[0]
+    ahead = Ahead(stage.programs, lambda: stage.params, Home(HOST))
+    pair = make_pair(HOST, "bfloat16")
+    asyncio.run(train(pair, make_microbatch(0)))
+    held = pair[0]._weights, pair[0]._previous_weights, pair[0]._gradient_sum
+    assert standing_bytes(ahead) == tree_bytes(held)
