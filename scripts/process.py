@@ -66,6 +66,7 @@ async def joined(
         heartbeat_s=config.tuning.heartbeat_s,
         max_message_bytes=config.tuning.max_message_bytes,
         busy=refusal(Status.BUSY),
+        same_host=config.tuning.same_host,
     )
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(node.close)

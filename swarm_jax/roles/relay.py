@@ -30,7 +30,7 @@ class Answer:
         gradient: Encoded gradient of what was sent; empty for validation.
         loss_sum: Sum over the microbatch's loss tokens.
         trace: Per hop, nearest first: peer, stage, compute_s, hop_s, sent_bytes,
-            received_bytes.
+            received_bytes, same_host (whether they passed no network).
     """
 
     gradient: Sequence[np.ndarray]
@@ -191,6 +191,7 @@ class NextStage:
         answer.trace[0]["hop_s"] = elapsed_s - deeper_s
         answer.trace[0]["sent_bytes"] = sum(array.nbytes for array in arrays)
         answer.trace[0]["received_bytes"] = sum(array.nbytes for array in reply.arrays)
+        answer.trace[0]["same_host"] = self._calls.is_same_host(peer)
         return answer
 
     def _status(
