@@ -4,6 +4,7 @@
     python -m scripts.benchmark checkpoints --config.steps=20
     python -m scripts.benchmark codecs --repeats 50
     python -m scripts.benchmark data
+    python -m scripts.benchmark relay --config configs/relay.py --device cuda12
 
 local: a swarm of one peer per stage against a single process that trains the same
 model, in turn. Tokens per second leave out the first steps of each run, in which
@@ -17,6 +18,9 @@ codecs: of every wire, how long an activation (--shape) takes to encode and to d
 the device, and what it loses. No experiment is run.
 
 data: how fast text becomes tokens, and tokens microbatches.
+
+relay: what the way between stages costs, in several cases (--cases): the swarm against
+its own programs without a network, and against hivemind.moe; docs/performance.md.
 """
 
 import sys
@@ -36,6 +40,7 @@ MEASURE = {
     "checkpoints": benchmarks.checkpoints,
     "codecs": benchmarks.codecs,
     "data": benchmarks.data,
+    "relay": benchmarks.relay,
 }
 
 
@@ -65,6 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=[1, 2048, 4096],
         metavar=("B", "L", "D"),
         help="sequences, tokens and width of what is encoded (default: 1 2048 4096)",
+    )
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="of the relay (default: all that fit the device)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="of measuring the relay's limit and peer (default: %(default)s)",
     )
     flags.add_device(parser, default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")
