@@ -24,9 +24,8 @@ def write(path, value):
 """
 LAUNCH = """
 folder = pathlib.Path(argument("--workdir"))
-speed = 50 if "--config.tuning.same_host=False" in sys.argv else 100
 lines = [
-    {"time_s": 10 * step + s, "step": step, "answered": speed * s // 10,
+    {"time_s": 10 * step + s, "step": step, "answered": 10 * s,
      "microbatches_per_step": 100}
     for step in range(5) for s in range(10)
 ]

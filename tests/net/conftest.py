@@ -172,10 +172,13 @@ def make_same_host_peer(nodes) -> Callable[[], Awaitable[Peer]]:
     return _peers_on(nodes, same_host=True)
 
 
-def _links(calls: HivemindCalls) -> list[Link]:
-    dials = [dial for dial in calls._dials.values() if dial.done()]
-    callers = [dial.result() for dial in dials if not dial.exception()]
-    return callers + [link for some in calls._callees.values() for link in some]
+def _links(*all_calls: HivemindCalls) -> list[Link]:
+    links = []
+    for calls in all_calls:
+        dials = [dial for dial in calls._dials.values() if dial.done()]
+        links += [dial.result() for dial in dials if not dial.exception()]
+        links += [link for some in calls._callees.values() for link in some]
+    return links
 
 
 def _peers_on(nodes: Nodes, *, same_host: bool) -> Callable[[], Awaitable[Peer]]:
@@ -196,22 +199,27 @@ def _peers_on(nodes: Nodes, *, same_host: bool) -> Callable[[], Awaitable[Peer]]
             same_host=same_host,
         )
         allreduce = await HivemindAllReduce.create(
-            node, f"{protocol}/allreduce", heartbeat_s=HEARTBEAT_S
+            node,
+            f"{protocol}/allreduce",
+            heartbeat_s=HEARTBEAT_S,
+            same_host=same_host,
         )
+        both = calls, allreduce._calls
         killed = []
 
         def kill():
             killed.append(True)
             os.kill(node.daemon_pid, signal.SIGKILL)
             if same_host:
-                calls._same_host._entrance.close()
-                for link in _links(calls):
+                for entered in both:
+                    entered._same_host._entrance.close()
+                for link in _links(*both):
                     link.abort()
 
         def send(number):
             if not killed:
                 os.kill(node.daemon_pid, number)
-                for link in _links(calls) if same_host else ():
+                for link in _links(*both) if same_host else ():
                     _stop(link) if number == signal.SIGSTOP else _go_on(link)
 
         async def close():
