@@ -5,6 +5,7 @@
     python -m scripts.benchmark codecs --repeats 50
     python -m scripts.benchmark stage --repeats 20
     python -m scripts.benchmark data
+    python -m scripts.benchmark relay --config configs/relay.py --device cuda12
 
 local: a swarm of one peer per stage against a single process that trains the same
 model, in turn. Tokens per second leave out the first steps of each run, in which
@@ -21,6 +22,9 @@ stage: how long forward, backward and update of one stage (--stage) take on the 
 with residuals kept and with forward computed again, and how large residuals are.
 
 data: how fast text becomes tokens, and tokens microbatches.
+
+relay: what the way between stages costs, in several cases (--cases): the swarm against
+its own programs without a network, and against hivemind.moe; docs/performance.md.
 """
 
 import sys
@@ -41,6 +45,7 @@ MEASURE = {
     "codecs": benchmarks.codecs,
     "stage": benchmarks.stage,
     "data": benchmarks.data,
+    "relay": benchmarks.relay,
 }
 
 
@@ -79,6 +84,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=float,
         help="of the device, to say how much of it is used (default: what is known of "
         "its name, for bfloat16)",
+    )
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="of the relay (default: all that fit the device)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="of measuring the relay's limit and peer (default: %(default)s)",
     )
     flags.add_device(parser, default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")

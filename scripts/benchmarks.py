@@ -4,14 +4,28 @@ They take the script's arguments, the experiment, a folder for what is written a
 console to report to; they return the report.
 """
 
+import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from swarm_jax.config import load_config
 from swarm_jax.errors import ConfigError
-from swarm_jax.launcher import benchmark, checkpoint_times, flags, imports
+from swarm_jax.launcher import (
+    benchmark,
+    checkpoint_times,
+    flags,
+    imports,
+    relay_bench,
+    relay_cases,
+)
+from swarm_jax.launcher.environment import gpu_cards
 from swarm_jax.launcher.runs import COMPILING_STEPS
+
+TRAINING = ("local", "checkpoints", "relay")
+"""What runs steps of the experiment."""
 
 
 def check(args, config) -> None:
@@ -31,13 +45,16 @@ def check(args, config) -> None:
             f"--stage {args.stage}: this experiment has stages 0 to "
             f"{config.swarm.num_stages - 1}"
         )
-    if args.what in ("local", "checkpoints") and config.steps <= COMPILING_STEPS:
+    if args.seconds <= 0:
+        raise ConfigError(f"--seconds {args.seconds:g}: use more than 0")
+    if args.what in TRAINING and config.steps <= COMPILING_STEPS:
         raise ConfigError(
             f"steps={config.steps}: the first {COMPILING_STEPS} are not counted, so "
             f"use --config.steps={COMPILING_STEPS + 1} or more"
         )
-    if args.what == "checkpoints" and config.swarm.num_stages < 2:
-        raise ConfigError("swarm.num_stages=1: a move needs two stages or more")
+    if args.what in ("checkpoints", "relay") and config.swarm.num_stages < 2:
+        needs = "a move" if args.what == "checkpoints" else "a relay"
+        raise ConfigError(f"swarm.num_stages=1: {needs} needs two stages or more")
 
 
 def _check_codecs(args) -> None:
@@ -91,6 +108,29 @@ def codecs(args, config, folder: Path, console: Console) -> dict[str, Any]:
         "codecs": figures,
         "device_kind": jax.devices()[0].device_kind,
     } | benchmark.machine(args.device)
+
+
+def relay(args, config, folder: Path, console: Console) -> dict[str, Any]:
+    platform = flags.PLATFORMS[args.device]
+    cards = gpu_cards(os.environ) if platform == "cuda" else []
+    rows = []
+    for case in relay_cases.choose(args.cases, len(cards)):
+        overrides = [*case.overrides, *args.overrides]
+        bench = relay_bench.RelayBench(
+            case=case,
+            config=load_config(args.config, overrides),
+            experiment=["--config", args.config, *overrides],
+            device=args.device,
+            cards=cards[: case.cards],
+            cache_dir=flags.default_cache_dir(),
+            seconds=args.seconds,
+            folder=folder / case.name,
+        )
+        rows += bench.rows(args.repeats, console)
+    console.print(relay_bench.relay_table(rows))
+    what = {"rows": rows, "overrides": args.overrides, "config": args.config}
+    versions = {name: version(name) for name in ("torch", "hivemind", "numpy")}
+    return what | benchmark.machine(args.device) | versions
 
 
 def data(args, config, folder: Path, console: Console) -> dict[str, Any]:

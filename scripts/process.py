@@ -66,6 +66,7 @@ async def joined(
         heartbeat_s=config.tuning.heartbeat_s,
         max_message_bytes=config.tuning.max_message_bytes,
         busy=refusal(Status.BUSY),
+        same_host=config.tuning.same_host,
     )
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(node.close)
@@ -75,6 +76,7 @@ async def joined(
             f"{protocol}.allreduce",
             heartbeat_s=config.tuning.heartbeat_s,
             join_timeout_s=config.tuning.allreduce_timeout_s,
+            same_host=config.tuning.same_host,
         )
         closing.push_async_callback(allreduce.close)
         yield Network(node, calls, HivemindDirectory(node), allreduce)

@@ -60,6 +60,7 @@ class WatchedCalls:
         self._calls = calls
         self._trigger = trigger
         self.peer_id = calls.peer_id
+        self.is_same_host = calls.is_same_host
         self.close = calls.close
 
     async def serve(self, service: Service) -> None:

@@ -222,6 +222,8 @@ class TuningConfig:
         drain_timeout_s: How long a peer that was told to leave tries to hand over.
         lost_stage_s: How long a stage's state must be missing before a run that may be
             started again is.
+        same_host: Whether peers of one user on one host send each other tensors past
+            libp2p.
         rebalancing: When peers change their stage.
     """
 
@@ -243,6 +245,7 @@ class TuningConfig:
     offload_optimizer: bool = False
     drain_timeout_s: float = 25.0
     lost_stage_s: float = 30.0
+    same_host: bool = True
     rebalancing: RebalancingConfig = field(default_factory=RebalancingConfig)
 
     def __post_init__(self):

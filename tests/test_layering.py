@@ -64,10 +64,16 @@ ARROWS = {
 """What of ours a file may import, by the longest beginning of its path that fits."""
 
 OWNERS = {
-    "hivemind": ("swarm_jax/net/hivemind_",),
-    "torch": ("swarm_jax/net/hivemind_", "models/torch_", "scripts/train_pytorch.py"),
+    "hivemind": ("swarm_jax/net/hivemind_", "scripts/relay_peer"),
+    "torch": (
+        *("swarm_jax/net/hivemind_", "models/torch_"),
+        *("scripts/train_pytorch.py", "scripts/relay_peer"),
+    ),
     "swarm_jax.net.hivemind_": ("swarm_jax/net/hivemind_", "scripts/"),
-    "models.torch_": ("models/torch_", "scripts/train_pytorch.py"),
+    "models.torch_": (
+        *("models/torch_", "scripts/train_pytorch.py"),
+        "scripts/relay_peer",
+    ),
     "flax": ("models/",),
     "safetensors": ("models/safetensors_files.py",),
     "transformers": (),

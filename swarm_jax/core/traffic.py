@@ -15,11 +15,13 @@ class Traffic:
         tokens: Each token counts once for every boundary that it crossed.
         activation_bytes: To the later stages; the targets (4 bytes a token) go along.
         gradient_bytes: Back from them.
+        same_host_bytes: Of both, what passed no network.
     """
 
     tokens: int = 0
     activation_bytes: int = 0
     gradient_bytes: int = 0
+    same_host_bytes: int = 0
 
     def add(self, trace: Iterable[Mapping[str, Any]], tokens: int) -> None:
         """Adds a microbatch that came back.
@@ -35,9 +37,16 @@ class Traffic:
                 self.tokens += tokens
                 self.activation_bytes += sent
                 self.gradient_bytes += received
+                if hop.get("same_host") is True:
+                    self.same_host_bytes += sent + received
 
     def figures(self) -> dict[str, float | None]:
-        """Means over tokens and boundaries; None before anything crossed one."""
+        """Means over tokens and boundaries; None before anything crossed one.
+
+        ``same_host_share``: of the bytes, how many passed no network.
+        """
+        all_bytes = self.activation_bytes + self.gradient_bytes
+        share = self.same_host_bytes / all_bytes if all_bytes else None
         crossed = {
             "activation": self.activation_bytes,
             "gradient": self.gradient_bytes,
@@ -47,7 +56,7 @@ class Traffic:
                 count / self.tokens if self.tokens else None
             )
             for name, count in crossed.items()
-        }
+        } | {"same_host_share": share}
 
 
 def _is_count(value: Any) -> bool:

@@ -9,13 +9,15 @@
     link.py               what both have: turns of writing, bytes to frames
     budget.py             bytes that peers may make this process hold
     progress.py           who owes something and does not move
+    same_host.py          byte streams between processes of one user on one host
     hivemind_node.py      p2p daemon and DHT node of this process
     hivemind_daemon.py    single requests to that daemon
     hivemind_contacts.py  peers that were met, and how they are found again
     hivemind_searches.py  DHT node whose searches are never cut short
     hivemind_folder.py    where that daemon's sockets are; nothing of it is left
     hivemind_identity.py  whether a running peer has it already
-    hivemind_calls.py     PeerCalls over long-lived libp2p streams
+    hivemind_calls.py     PeerCalls over long-lived streams
+    hivemind_same_host.py peers on one host meet past their daemons
     hivemind_directory.py Directory over the DHT
     hivemind_records.py   what is taken from the DHT, and kept for others
     hivemind_allreduce.py AllReduce over hivemind's butterfly, group given

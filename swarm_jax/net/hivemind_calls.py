@@ -1,4 +1,4 @@
-"""``PeerCalls`` over long-lived libp2p streams.
+"""``PeerCalls`` over long-lived streams: libp2p's, or those of one host.
 
 A few streams per pair of peers and direction of calling are opened on first use, kept,
 and opened again after a loss. Two are enough to fill a link, and let a small call pass
@@ -29,8 +29,10 @@ from swarm_jax.net.budget import Budget
 from swarm_jax.net.callee import Callee
 from swarm_jax.net.caller import Caller
 from swarm_jax.net.hivemind_node import HivemindNode
+from swarm_jax.net.hivemind_same_host import SameHost
 from swarm_jax.net.progress import STALL_S
 from swarm_jax.net.protocols import Message, Service
+from swarm_jax.net.wire import SILENT_HEARTBEATS
 
 WIRE_VERSION = 1
 CLOSE_TIMEOUT_S = 5.0
@@ -58,6 +60,7 @@ class HivemindCalls:
         max_streams_per_peer: Streams from each peer.
         max_streams: Streams from all peers.
         authorised: Whether a peer may call; asked when it opens a stream.
+        same_host: Whether peers of this user on this host are met directly.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class HivemindCalls:
         max_streams: int = 384,
         dial_timeout_s: float = 5.0,
         authorised: Callable[[str], bool] = lambda peer: True,
+        same_host: bool = True,
     ):
         self.peer_id = node.peer_id
         self._node = node
@@ -95,25 +99,39 @@ class HivemindCalls:
         self._turns = itertools.cycle(range(streams_per_peer))
         self._dials: dict[tuple[str, int], asyncio.Task[Caller]] = {}
         self._callees: dict[str, set[Callee]] = {}
+        self._here: set[str] = set()
         self._service: Service | None = None
         self._closed = False
+        self._same_host = SameHost(
+            node,
+            self._protocol,
+            is_used=same_host,
+            silence_s=SILENT_HEARTBEATS * heartbeat_s,
+            max_introductions=max_streams_per_peer,
+            is_welcome=lambda peer: not self._objection(peer),
+            take=self._take,
+        )
         node.when_banned.append(self._drop)
 
     async def serve(self, service: Service) -> None:
         assert self._service is None, "serve() is called once"
         self._service = service
+        await self._same_host.serve()
         await self._node.p2p.add_binary_stream_handler(self._protocol, self._accept)
 
     async def call(self, peer: str, message: Message, *, timeout_s: float) -> Message:
         """As ``PeerCalls.call``; also ``ValueError`` for what cannot be sent."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
-        caller = await self._stream_to(peer, timeout_s)
         try:
+            caller = await self._stream_to(peer, timeout_s)
             return await caller.call(message, timeout_s=deadline_s - loop.time())
         except PeerStalled:
             self._node.doubt(peer)
             raise
+
+    def is_same_host(self, peer: str) -> bool:
+        return peer in self._here
 
     async def close(self) -> None:
         if self._closed:
@@ -125,6 +143,7 @@ class HivemindCalls:
             # Without a daemon there is nothing to tell it.
             with contextlib.suppress(OSError, EOFError, P2PDaemonError, TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._same_host.close()
                     await self._node.p2p.remove_binary_stream_handler(self._protocol)
         callees = [callee for some in self._callees.values() for callee in some]
         tasks = {task for callee in callees for task in callee.tasks}
@@ -156,17 +175,23 @@ class HivemindCalls:
         return dial.result()
 
     async def _dial(self, key: tuple[str, int]) -> Caller:
-        reader, writer = await self._node.open_stream(
-            key[0], self._protocol, timeout_s=self._dial_timeout_s
-        )
+        peer, _ = key
+        streams = await self._same_host.open_stream(peer)
+        if streams is not None:
+            self._here.add(peer)
+        else:
+            self._here.discard(peer)
+            streams = await self._node.open_stream(
+                peer, self._protocol, timeout_s=self._dial_timeout_s
+            )
         caller = Caller(
-            key[0],
+            peer,
             heartbeat_s=self._heartbeat_s,
             max_message_bytes=self._max_message_bytes,
             budget=self._budget,
             on_lost=lambda: self._dials.pop(key, None),
         )
-        await caller.attach(reader, writer)
+        await caller.attach(*streams)
         return caller
 
     def _dialled(self, key: tuple[str, int], dial: "asyncio.Task[Caller]") -> None:
@@ -179,7 +204,11 @@ class HivemindCalls:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        peer = info.peer_id.to_base58()
+        await self._take(info.peer_id.to_base58(), reader, writer)
+
+    async def _take(
+        self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         if reason := self._refusal(peer):
             # Not louder: a stream costs its peer nothing, a log line us something.
             level = logging.WARNING if reason == NOT_ALLOWED else logging.DEBUG
@@ -200,14 +229,20 @@ class HivemindCalls:
         callees.add(callee)
         await callee.attach(reader, writer)
 
-    def _refusal(self, peer: str) -> str:
-        """Why a new stream of a peer is not taken; empty when it is."""
+    def _objection(self, peer: str) -> str:
+        """Why nothing of a peer is taken; empty for one that is welcome."""
         if self._service is None:
             return "this peer is closed"
         if not self._authorised(peer):
             return NOT_ALLOWED
         if self._node.banned_for_s(peer):
             return "it is banned"
+        return ""
+
+    def _refusal(self, peer: str) -> str:
+        """Why a new stream of a peer is not taken; empty when it is."""
+        if reason := self._objection(peer):
+            return reason
         if len(self._callees.get(peer, ())) >= self._max_streams_per_peer:
             return f"it has {self._max_streams_per_peer} already"
         callees = [callee for some in self._callees.values() for callee in some]

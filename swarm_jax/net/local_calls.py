@@ -90,6 +90,9 @@ class LocalCalls:
     async def serve(self, service: Service) -> None:
         self._service = service
 
+    def is_same_host(self, peer: str) -> bool:
+        return False
+
     async def call(self, peer: str, message: Message, *, timeout_s: float) -> Message:
         await self._wires.awake(self.peer_id)
         loop = asyncio.get_running_loop()

@@ -80,6 +80,10 @@ class PeerCalls(Protocol):
         """
         ...
 
+    def is_same_host(self, peer: str) -> bool:
+        """Whether what a peer was last sent went past the network, on this host."""
+        ...
+
     async def close(self) -> None:
         """Cancels all calls in both directions and drops all connections."""
         ...

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.ledger import Audit
 from swarm_jax.core.reports import Report
@@ -91,6 +93,7 @@ class Journal:
         self._term = 0
         self._begins = True
         self._answered: set[int] = set()
+        self._latencies_s: list[float] = []
         self.totals = Totals()
 
     @property
@@ -124,11 +127,12 @@ class Journal:
         """Microbatches of ``step`` are about to be sent."""
         self._say_what_goes_on(step)
         if step != self._step or self._step_start_s is None:
-            self._step, self._answered = step, set()
+            self._step, self._answered, self._latencies_s = step, set(), []
             self._step_start_s = asyncio.get_running_loop().time()
 
     def answered(self, index: int, tokens: int, answer: Answer) -> None:
         self._answered.add(index)
+        self._latencies_s.append(answer.trace[0]["elapsed_s"])
         self.totals.answered += 1
         self.totals.traffic.add(answer.trace, tokens)
 
@@ -153,7 +157,15 @@ class Journal:
             "microbatches_counted_once": ledgers.counted_once,
             "microbatches_lost": ledgers.lost,
             "microbatches_counted_twice": ledgers.counted_twice,
+            **self._latency(),
         }
+
+    def _latency(self) -> dict[str, float]:
+        """How long the step's microbatches took, those that this trainer has sent."""
+        if not self._latencies_s:
+            return {}
+        median_s, late_s = np.percentile(self._latencies_s, (50, 95))
+        return {"microbatch_p50_s": float(median_s), "microbatch_p95_s": float(late_s)}
 
     def skipping(self, step: int) -> None:
         """``step`` is to be committed without an update."""

@@ -58,6 +58,9 @@ class Door:
     async def call(self, peer: str, message: Message, *, timeout_s: float) -> Message:
         return await self._calls.call(peer, message, timeout_s=timeout_s)
 
+    def is_same_host(self, peer: str) -> bool:
+        return self._calls.is_same_host(peer)
+
     def admit(
         self, sender: str, header: Mapping[str, object], specs: Sequence[ArraySpec]
     ) -> Message | None:

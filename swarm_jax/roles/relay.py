@@ -29,8 +29,9 @@ class Answer:
     Attributes:
         gradient: Encoded gradient of what was sent; empty for validation.
         loss_sum: Sum over the microbatch's loss tokens.
-        trace: Per hop, nearest first: peer, stage, compute_s, hop_s, sent_bytes,
-            received_bytes.
+        trace: Per hop, nearest first: peer, stage, compute_s, hop_s, elapsed_s (deeper
+            stages included, earlier tries not), sent_bytes,
+            received_bytes, same_host (whether they passed no network).
     """
 
     gradient: Sequence[np.ndarray]
@@ -188,9 +189,11 @@ class NextStage:
         answer = self._answer(relay, reply)
         deeper_s = read(reply.header, "deeper_s", "float")
         self._router.succeeded(peer, arrays[0].size, max(1e-6, elapsed_s - deeper_s))
+        answer.trace[0]["elapsed_s"] = elapsed_s
         answer.trace[0]["hop_s"] = elapsed_s - deeper_s
         answer.trace[0]["sent_bytes"] = sum(array.nbytes for array in arrays)
         answer.trace[0]["received_bytes"] = sum(array.nbytes for array in reply.arrays)
+        answer.trace[0]["same_host"] = self._calls.is_same_host(peer)
         return answer
 
     def _status(

@@ -37,7 +37,11 @@ def test_a_peer_behind_a_dead_connection_is_dialled_anew_within_seconds():
             nodes.append(node)
             calls.append(
                 HivemindCalls(
-                    node, "test", heartbeat_s=HEARTBEAT_S, max_message_bytes=1000
+                    node,
+                    "test",
+                    heartbeat_s=HEARTBEAT_S,
+                    max_message_bytes=1000,
+                    same_host=False,
                 )
             )
         caller, callee = calls

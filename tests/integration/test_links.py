@@ -24,6 +24,8 @@ def steps():
 def proxy(swarm):
     with Proxy() as proxy:
         swarm.addresses = proxy.options
+        # Else they would not meet over these lines.
+        swarm.experiment += ["--config.tuning.same_host=False"]
         yield proxy
 
 

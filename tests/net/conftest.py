@@ -1,4 +1,4 @@
-"""Both adapters behind one face, and coroutine tests on one event loop per session.
+"""All adapters behind one face, and coroutine tests on one event loop per session.
 
 hivemind's nodes are real p2pd processes, kept for the whole session: one loop for all
 tests. Each test gets fresh peers on them, under a protocol name of its own.
@@ -20,6 +20,7 @@ from swarm_jax.net.hivemind_allreduce import HivemindAllReduce
 from swarm_jax.net.hivemind_calls import HivemindCalls
 from swarm_jax.net.hivemind_directory import HivemindDirectory
 from swarm_jax.net.hivemind_node import HivemindNode, start_node
+from swarm_jax.net.link import Link
 from swarm_jax.net.local import LocalNetwork
 from swarm_jax.net.protocols import AllReduce, Directory, Message, PeerCalls
 
@@ -163,6 +164,29 @@ def nodes(session_runner) -> Iterator[Nodes]:
 
 @pytest.fixture
 def make_hivemind_peer(nodes) -> Callable[[], Awaitable[Peer]]:
+    return _peers_on(nodes, same_host=False)
+
+
+@pytest.fixture
+def make_same_host_peer(nodes) -> Callable[[], Awaitable[Peer]]:
+    return _peers_on(nodes, same_host=True)
+
+
+def _links(*all_calls: HivemindCalls) -> list[Link]:
+    links = []
+    for calls in all_calls:
+        dials = [dial for dial in calls._dials.values() if dial.done()]
+        links += [dial.result() for dial in dials if not dial.exception()]
+        links += [link for some in calls._callees.values() for link in some]
+    return links
+
+
+def _peers_on(nodes: Nodes, *, same_host: bool) -> Callable[[], Awaitable[Peer]]:
+    """Makes peers of one new swarm.
+
+    All are in this process. So what the death or the stop of one would do to its direct
+    streams is done to them by hand: they end; or nothing is read or written.
+    """
     protocol = f"test{next(nodes.numbers)}"
 
     async def make_peer() -> Peer:
@@ -172,19 +196,31 @@ def make_hivemind_peer(nodes) -> Callable[[], Awaitable[Peer]]:
             protocol,
             heartbeat_s=HEARTBEAT_S,
             max_message_bytes=MAX_MESSAGE_BYTES,
+            same_host=same_host,
         )
         allreduce = await HivemindAllReduce.create(
-            node, f"{protocol}/allreduce", heartbeat_s=HEARTBEAT_S
+            node,
+            f"{protocol}/allreduce",
+            heartbeat_s=HEARTBEAT_S,
+            same_host=same_host,
         )
+        both = calls, allreduce._calls
         killed = []
 
         def kill():
             killed.append(True)
             os.kill(node.daemon_pid, signal.SIGKILL)
+            if same_host:
+                for entered in both:
+                    entered._same_host._entrance.close()
+                for link in _links(*both):
+                    link.abort()
 
         def send(number):
             if not killed:
                 os.kill(node.daemon_pid, number)
+                for link in _links(*both) if same_host else ():
+                    _stop(link) if number == signal.SIGSTOP else _go_on(link)
 
         async def close():
             await calls.close()
@@ -204,6 +240,17 @@ def make_hivemind_peer(nodes) -> Callable[[], Awaitable[Peer]]:
         )
 
     return make_peer
+
+
+def _stop(link: Link) -> None:
+    link._transport.pause_reading()
+    link.pause_writing()
+
+
+def _go_on(link: Link) -> None:
+    if not link._transport.is_reading():
+        link._transport.resume_reading()
+        link.resume_writing()
 
 
 @pytest.fixture
@@ -230,7 +277,7 @@ def make_local_peer() -> Callable[[], Awaitable[Peer]]:
 
 @pytest.fixture(params=["local", "hivemind"])
 def swarm(request, runner) -> Iterator[Swarm]:
-    """A swarm of either adapter."""
+    """A swarm of each adapter."""
     swarm = Swarm(request.getfixturevalue(f"make_{request.param}_peer"))
     yield swarm
     runner.run(swarm.close())

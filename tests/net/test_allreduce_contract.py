@@ -1,4 +1,4 @@
-"""What ``AllReduce`` promises, of both adapters."""
+"""What ``AllReduce`` promises, of all adapters."""
 
 import asyncio
 import time
@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 
 from swarm_jax.errors import AllReduceVoid
+
+pytestmark = pytest.mark.parametrize(
+    "swarm", ["local", "hivemind", "same_host"], indirect=True
+)
 
 SHAPES = {
     "one array": [(1000,)],

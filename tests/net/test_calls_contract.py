@@ -1,4 +1,4 @@
-"""What ``PeerCalls`` promises, of both adapters."""
+"""What ``PeerCalls`` promises, of all adapters."""
 
 import asyncio
 import time
@@ -14,6 +14,10 @@ from swarm_jax.errors import (
     RemoteError,
 )
 from swarm_jax.net.protocols import Message
+
+pytestmark = pytest.mark.parametrize(
+    "swarm", ["local", "hivemind", "same_host"], indirect=True
+)
 
 DTYPES = (
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),

@@ -2,10 +2,13 @@
 
 import asyncio
 
+import pytest
+
 from swarm_jax.core.ledger import Audit
 from swarm_jax.core.reports import ONLINE, CommitRecord, Report
 from swarm_jax.roles.journal import Journal
 from swarm_jax.roles.peers import SwarmView
+from swarm_jax.roles.relay import Answer
 from swarm_jax.sim.clock import run_virtual
 from swarm_jax.sim.swarm import Records
 
@@ -85,3 +88,22 @@ def test_it_says_with_which_step_a_run_goes_on(config, caplog):
         "the run goes on with step 1",
         "the run goes on with step 5",
     ]
+
+
+def test_a_step_says_how_long_its_microbatches_took(config):
+    steps = Records()
+
+    async def main():
+        journal = make_journal(config, steps)
+        journal.begin_term(1)
+        for step in range(2):
+            journal.feeding(step)
+            for index in range(101):
+                elapsed_s = step + index / 100
+                journal.answered(index, 1, Answer([], 0.0, [{"elapsed_s": elapsed_s}]))
+            journal.closing(step, loss_sum=6.0, loss_tokens=2, ledgers=ALL_ONCE)
+            journal.collected([report_of(CommitRecord(step, 1.0))])
+
+    run_virtual(main())
+    found = [(r["microbatch_p50_s"], r["microbatch_p95_s"]) for r in steps]
+    assert found == [pytest.approx((0.5, 0.95)), pytest.approx((1.5, 1.95))]

@@ -26,6 +26,9 @@ class Calls:
         self.statuses = list(statuses)
         self.service = None
 
+    def is_same_host(self, peer):
+        return True
+
     async def serve(self, service):
         self.service = service
 

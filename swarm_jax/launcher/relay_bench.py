@@ -1,0 +1,258 @@
+"""A swarm on this machine against its own limit, and against ``hivemind.moe``.
+
+Three systems with the same stages, in turn, so that other work on the machine falls on
+all of them: the swarm as users start it, training for a few steps; its programs chained
+in one process without a network (``scripts.relay_limit``); the same blocks in PyTorch
+behind ``hivemind.moe.Server`` (``scripts.relay_peer``).
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.launcher.environment import peer_environments, process_environment
+from swarm_jax.launcher.hardware import hardware
+from swarm_jax.launcher.processes import (
+    Child,
+    ProcessDied,
+    Processes,
+    module_command,
+    wait_ready,
+)
+from swarm_jax.launcher.relay_cases import WIRES, Case
+from swarm_jax.launcher.relay_figures import CpuTimes, full_windows, relay_figures
+
+POLL_S = 0.5
+READY_S = 300.0
+MEDIANS = (
+    *("bytes_per_token_per_boundary", "same_host_share", "cpu_s_per_gb"),
+    *("microbatch_p50_ms", "microbatch_p95_ms"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RelayBench:
+    """One case, measured.
+
+    Attributes:
+        case: Which.
+        config: Its experiment.
+        experiment: Arguments that name that experiment to a script.
+        device: Key of ``flags.PLATFORMS``.
+        cards: GPUs to use, as CUDA_VISIBLE_DEVICES names them.
+        cache_dir: Of compiled programs.
+        seconds: Of measuring the limit, and the peer.
+        folder: For logs and run folders.
+    """
+
+    case: Case
+    config: ExperimentConfig
+    experiment: Sequence[str]
+    device: str
+    cards: Sequence[str]
+    cache_dir: Path
+    seconds: float
+    folder: Path
+
+    def rows(self, repeats: int, console: Console) -> list[dict[str, Any]]:
+        """Measures ``repeats`` rounds of all three systems.
+
+        Returns:
+            Two rows: of the time in which the pipeline was full, and of whole steps.
+
+        Raises:
+            ProcessDied: One of the systems failed.
+        """
+        wire = self._fastest_wire(console)
+        swarm, limits, peer = [], [], []
+        for repeat in range(repeats):
+            swarm.append(self.swarm(f"swarm{repeat}"))
+            limits.append(self.limit(f"limit{repeat}"))
+            peer.append(self.peer(f"peer{repeat}", wire))
+            console.print(
+                f"{self.case.name} {repeat}: swarm {swarm[-1]['tokens_per_s']:,.0f}, "
+                f"limit {limits[-1]['tokens_per_s']:,.0f}, "
+                f"hivemind.moe {peer[-1]:,.0f} tokens/s"
+            )
+        shared = {name: _median(run[name] for run in swarm) for name in MEDIANS}
+        fetched = limits[0]["device_to_host_bytes_per_token"]
+        shared |= {"device_to_host_bytes_per_token": fetched}
+        shared |= {"peer_wire": wire, "rounds": repeats}
+        shared |= {"hardware": hardware(self.case.cards)}
+        limit = [run["tokens_per_s"] for run in limits]
+        if not self.case.cards:
+            # The stages compute there, too: it would say nothing about the wire.
+            shared["cpu_s_per_gb"] = None
+        parts = (
+            (self.case.name, "tokens_per_s"),
+            (f"{self.case.name}_with_step_close", "closing_tokens_per_s"),
+        )
+        return [
+            compared([run[key] for run in swarm], limit, peer)
+            | {"case": name, "microbatches_per_step": self._batch(name)}
+            | shared
+            for name, key in parts
+        ]
+
+    def swarm(self, name: str) -> dict[str, float]:
+        """One run of the swarm: ``relay_figures``."""
+        config, workdir = self.config, self.folder / name
+        command = ["scripts.launch", *self.experiment, "--device", self.device]
+        command += ["--peers-per-stage", "1", "--workdir", str(workdir)]
+        command += ["--cache_dir", str(self.cache_dir)]
+        with Processes(self.folder) as processes:
+            child = self._start(processes, name, command, self._visible())
+            cpu = watch_cpu(child)
+            if child.exit_code != 0:
+                raise ProcessDied(child.obituary())
+        return relay_figures(
+            workdir,
+            full_windows(workdir, config.tuning.microbatches_in_flight),
+            cpu,
+            microbatch_tokens=config.swarm.microbatch_size
+            * config.model.sequence_length,
+            boundaries=config.swarm.num_stages - 1,
+        )
+
+    def limit(self, name: str) -> dict[str, float]:
+        """The report of ``scripts.relay_limit``."""
+        with Processes(self.folder) as processes:
+            environment = peer_environments(self.device, 1, self.cache_dir)[0]
+            command = ["scripts.relay_limit", *self.experiment]
+            return self._report(processes, name, command, environment | self._visible())
+
+    def peer(self, name: str, wire: str) -> float:
+        """Tokens per second of ``hivemind.moe``, a server for each stage."""
+        stages = self.config.swarm.num_stages
+        base = process_environment(self.cache_dir)
+        shares = peer_environments(self.device, stages, self.cache_dir)
+        with Processes(self.folder) as processes:
+            servers = []
+            for stage in range(stages):
+                ready = self.folder / f"{name}-{stage}.json"
+                command = ["scripts.relay_peer", *self.experiment, "--wire", wire]
+                command += ["--serve", str(stage), "--ready_file", str(ready)]
+                command += ["--device", self.device]
+                threads = {"OMP_NUM_THREADS": shares[stage]["PJRT_NPROC"]}
+                card = {}
+                if self.cards:
+                    card = {"CUDA_VISIBLE_DEVICES": self.cards[stage % len(self.cards)]}
+                child = self._start(
+                    processes, f"{name}-server{stage}", command, base | threads | card
+                )
+                servers.append((child, ready))
+            for child, ready in servers:
+                wait_ready(child, ready, READY_S)
+            command = ["scripts.relay_peer", *self.experiment, "--wire", wire]
+            command += ["--servers", *(str(ready) for _, ready in servers)]
+            return self._report(processes, name, command, base)["tokens_per_s"]
+
+    def _fastest_wire(self, console: Console) -> str:
+        speeds = {wire: self.peer(f"wire-{wire}", wire) for wire in WIRES}
+        for wire, speed in speeds.items():
+            console.print(
+                f"{self.case.name}: hivemind.moe, {wire}: {speed:,.0f} tokens/s"
+            )
+        return max(speeds, key=speeds.__getitem__)
+
+    def _report(
+        self,
+        processes: Processes,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+    ) -> dict[str, float]:
+        result = self.folder / f"{name}.json"
+        command = [*command, "--device", self.device, "--json", str(result)]
+        command += ["--seconds", str(self.seconds)]
+        child = self._start(processes, name, command, environment)
+        if child.popen.wait() != 0:
+            raise ProcessDied(child.obituary())
+        return json.loads(result.read_text())
+
+    def _start(
+        self,
+        processes: Processes,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+    ) -> Child:
+        module, *arguments = command
+        return processes.start(name, module_command(module, arguments), environment)
+
+    def _visible(self) -> dict[str, str]:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self.cards)} if self.cards else {}
+
+    def _batch(self, name: str) -> int | None:
+        """Of the row that has a step's end in it."""
+        is_steady = name == self.case.name
+        return None if is_steady else self.config.microbatches_per_step
+
+
+def watch_cpu(child: Child) -> CpuTimes:
+    """Reads the processor time of a process and its descendants until it ends."""
+    at_s, used_s = [], []
+    while child.exit_code is None:
+        at_s.append(time.monotonic())
+        used_s.append(_cpu_s(child.popen.pid))
+        time.sleep(POLL_S)
+    return CpuTimes(at_s, used_s)
+
+
+def compared(
+    swarm: Sequence[float], limit: Sequence[float], peer: Sequence[float]
+) -> dict[str, Any]:
+    """Medians of speeds, and of their ratios round by round."""
+    return {
+        "tokens_per_s": _median(swarm),
+        "limit_tokens_per_s": _median(limit),
+        "ratio_to_limit": _median(a / b for a, b in zip(swarm, limit, strict=True)),
+        "peer_tokens_per_s": _median(peer),
+        "ratio_to_peer": _median(a / b for a, b in zip(swarm, peer, strict=True)),
+    }
+
+
+def relay_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows for people."""
+    table = Table("case", "tokens/s", "of limit", "x peer", "p50, p95 ms", "CPU s/GB")
+    table.columns[0].no_wrap = True
+    for row in rows:
+        cpu = row["cpu_s_per_gb"]
+        table.add_row(
+            row["case"],
+            f"{row['tokens_per_s']:,.0f}",
+            f"{row['ratio_to_limit']:.3f}",
+            f"{row['ratio_to_peer']:.1f}",
+            f"{row['microbatch_p50_ms']:,.0f}, {row['microbatch_p95_ms']:,.0f}",
+            "-" if cpu is None else f"{cpu:.2f}",
+        )
+    return table
+
+
+def _cpu_s(pid: int) -> float:
+    total_s = 0.0
+    try:
+        parent = psutil.Process(pid)
+        family = [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return total_s
+    for process in family:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total_s += times.user + times.system
+    return total_s
+
+
+def _median(values: Iterable[float]) -> float:
+    return statistics.median(list(values))
