@@ -25,6 +25,7 @@ OPTIMIZERS = ("adamw", "lamb", "adam")
 SCHEDULES = ("cosine", "linear", "constant")
 WIRES = ("float32", "bfloat16", "float64", "int8", "dynamic8")
 ON_NONFINITE = ("stop", "skip_step")
+WINDOWS = ("fixed", "auto")
 REBALANCING = ("gain", "queue", "off")
 
 
@@ -197,6 +198,8 @@ class TuningConfig:
 
     Attributes:
         microbatches_in_flight: How many microbatches a trainer keeps in the swarm.
+        window: "fixed" keeps that many; "auto" as many, up to that bound, as the
+            throughput rewards (``core/window.py``): it follows latency and bandwidth.
         max_queue: Microbatches a stage server takes in before it answers BUSY.
         heartbeat_s: Period of heartbeats; a peer silent for three of them is left.
         relay_timeout_s: Time budget of a microbatch, there and back.
@@ -218,6 +221,7 @@ class TuningConfig:
     """
 
     microbatches_in_flight: int = 12
+    window: str = "fixed"
     max_queue: int = 16
     heartbeat_s: float = 1.0
     relay_timeout_s: float = 120.0
@@ -237,8 +241,9 @@ class TuningConfig:
 
     def __post_init__(self):
         for entry in dataclasses.fields(self):
-            if entry.name != "rebalancing":
+            if entry.name not in ("rebalancing", "window"):
                 _positive(f"tuning.{entry.name}", getattr(self, entry.name))
+        _one_of("tuning.window", self.window, WINDOWS)
 
 
 @dataclass(kw_only=True, slots=True)
