@@ -75,6 +75,7 @@ async def joined(
             f"{protocol}.allreduce",
             heartbeat_s=config.tuning.heartbeat_s,
             join_timeout_s=config.tuning.allreduce_timeout_s,
+            wire=config.swarm.allreduce_wire,
         )
         closing.push_async_callback(allreduce.close)
         yield Network(node, calls, HivemindDirectory(node), allreduce)

@@ -9,6 +9,7 @@
     link.py               what both have: turns of writing, bytes to frames
     budget.py             bytes that peers may make this process hold
     progress.py           who owes something and does not move
+    parts.py              how parts of an all-reduce travel: exact, or rounded
     hivemind_node.py      p2p daemon and DHT node of this process
     hivemind_daemon.py    single requests to that daemon
     hivemind_contacts.py  peers that were met, and how they are found again

@@ -6,7 +6,8 @@ it is made to go on when peers fail: it returns success with a third of the vect
 missing, its replicas differ in the last bits, and streams of its own can lose their
 tail. So what is overridden, and why:
 
-* averages travel instead of differences: all members get the same bytes;
+* averages travel instead of differences: all members get the same bytes, the one that
+  made them too;
 * parts are added up in the order of the peers, not of arrival: the same inputs give the
   same bytes in every run;
 * a member that fails makes the round void, instead of being left out of it;
@@ -23,13 +24,15 @@ from hivemind.averaging.allreduce import AllReduceRunner
 from hivemind.p2p import P2P, PeerID
 
 from swarm_jax.errors import AllReduceVoid, BadMessage, PeerError
+from swarm_jax.net.parts import PartCodec
 
 PART_VALUES = 128 * 1024
 PARTS_IN_FLIGHT = 8
 SHARE_MULTIPLE = 16
 
-Exchange = Callable[[str, int, np.ndarray], Awaitable[np.ndarray]]
-"""Sends a part of a peer's share to it: (peer, index of the part, float32 [N])."""
+Exchange = Callable[[str, int, np.ndarray], Awaitable[Sequence[np.ndarray]]]
+"""Sends a part of a peer's share to it: (peer, index of the part, float32 [N]).
+The answer is the encoded mean."""
 
 
 def cut_shares(arrays: Sequence[np.ndarray], num_peers: int) -> list[np.ndarray]:
@@ -66,6 +69,7 @@ class ExactRunner(AllReduceRunner):
         peers: The members in the order of their shares, this peer among them.
         shares: From ``cut_shares``; not modified.
         exchange: How a part gets to its reducer, and its mean back.
+        codec: How the mean travels, also to the reducer itself.
 
     Attributes:
         failure: Done with an ``AllReduceVoid`` as result once the round is void.
@@ -79,6 +83,7 @@ class ExactRunner(AllReduceRunner):
         peers: Sequence[str],
         shares: Sequence[np.ndarray],
         exchange: Exchange,
+        codec: PartCodec,
     ):
         super().__init__(
             p2p=p2p,
@@ -97,16 +102,19 @@ class ExactRunner(AllReduceRunner):
         # Or it would complain in the log, when collected, that no part has come.
         self.tensor_part_reducer.finished.set()
         self.tensor_part_reducer = ExactReducer(
-            [len(part) for part in self.parts_for_local_averaging], len(peers)
+            [len(part) for part in self.parts_for_local_averaging], len(peers), codec
         )
         assert all(self.tensor_part_container.num_parts_by_peer)
         self.failure: asyncio.Future = asyncio.get_running_loop().create_future()
         self._peers = tuple(peers)
         self._owing = set(peers)
         self._exchange = exchange
+        self._codec = codec
 
-    async def aggregate(self, sender: str, number: int, part: np.ndarray) -> np.ndarray:
-        """Adds a member's part to this peer's share; returns the mean over all.
+    async def aggregate(
+        self, sender: str, number: int, part: np.ndarray
+    ) -> list[np.ndarray]:
+        """Adds a member's part to this peer's share; returns the mean, encoded.
 
         Raises:
             AllReduceVoid: The round is void.
@@ -148,7 +156,7 @@ class ExactRunner(AllReduceRunner):
 
         async def mean_of(number: int, part: torch.Tensor) -> torch.Tensor:
             async with slots:
-                mean = await send(peer, number, part.numpy())
+                mean = self._codec.decode(await send(peer, number, part.numpy()))
             # A copy, because torch wants no array that is read-only.
             return torch.from_numpy(mean.copy())
 
@@ -173,12 +181,14 @@ class ExactReducer:
     Args:
         lengths: Values in each part.
         num_senders: Members of the group.
+        codec: Of the means.
     """
 
-    def __init__(self, lengths: Sequence[int], num_senders: int):
+    def __init__(self, lengths: Sequence[int], num_senders: int, codec: PartCodec):
         loop = asyncio.get_running_loop()
         self._lengths = tuple(lengths)
         self._num_senders = num_senders
+        self._codec = codec
         self._arrived: list[dict[int, np.ndarray]] = [{} for _ in lengths]
         self._means = [loop.create_future() for _ in lengths]
 
@@ -197,7 +207,8 @@ class ExactReducer:
             raise ValueError(f"part {number} came twice")
         arrived[sender] = part
         if len(arrived) == self._num_senders and not mean.done():
-            mean.set_result(_mean([arrived[s] for s in range(self._num_senders)]))
+            parts = [arrived[s] for s in range(self._num_senders)]
+            mean.set_result(self._codec.encode(_mean(parts)))
             arrived.update(dict.fromkeys(arrived))
         return mean
 
