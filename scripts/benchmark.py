@@ -4,6 +4,7 @@
     python -m scripts.benchmark checkpoints --config.steps=20
     python -m scripts.benchmark codecs --repeats 50
     python -m scripts.benchmark data
+    python -m scripts.benchmark wan --models base ours --rtt_ms 0 100
 
 local: a swarm of one peer per stage against a single process that trains the same
 model, in turn. Tokens per second leave out the first steps of each run, in which
@@ -17,6 +18,10 @@ codecs: of every wire, how long an activation (--shape) takes to encode and to d
 the device, and what it loses. No experiment is run.
 
 data: how fast text becomes tokens, and tokens microbatches.
+
+wan: how busy accelerators are, which sleep here, behind links of 500 Mb/s each way and
+round trips of --rtt_ms, for the models of the SWARM paper. Bytes and protocol are real.
+All is slowed down by a factor K, so that this machine is not what is measured.
 """
 
 import sys
@@ -26,7 +31,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scripts import benchmarks
+from scripts import benchmark_options, benchmarks
 from swarm_jax.launcher import flags
 from swarm_jax.launcher.processes import ProcessDied
 from swarm_jax.metrics import write_json
@@ -36,6 +41,7 @@ MEASURE = {
     "checkpoints": benchmarks.checkpoints,
     "codecs": benchmarks.codecs,
     "data": benchmarks.data,
+    "wan": benchmarks.wan,
 }
 
 
@@ -66,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar=("B", "L", "D"),
         help="sequences, tokens and width of what is encoded (default: 1 2048 4096)",
     )
+    benchmark_options.add_wan(parser)
     flags.add_device(parser, default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")
     args = parser.parse_args(argv)

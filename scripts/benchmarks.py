@@ -24,6 +24,8 @@ def check(args, config) -> None:
         raise ConfigError(f"--state_mb {min(args.state_mb)}: use 1 or more")
     if args.what == "codecs":
         _check_codecs(args)
+    if args.what == "wan":
+        _check_wan(args)
     if args.what in ("local", "checkpoints") and config.steps <= COMPILING_STEPS:
         raise ConfigError(
             f"steps={config.steps}: the first {COMPILING_STEPS} are not counted, so "
@@ -34,15 +36,37 @@ def check(args, config) -> None:
 
 
 def _check_codecs(args) -> None:
-    if args.overrides:
-        raise ConfigError(
-            f"codecs runs no experiment, so {args.overrides[0]} would change nothing: "
-            "give --shape B L D instead"
-        )
+    _runs_no_experiment(args, "--shape B L D")
     batch, length, width = args.shape
     if min(batch, length) < 1 or width < 2:
         raise ConfigError(
             f"--shape {batch} {length} {width}: use 1 or more, and 2 or more for D"
+        )
+
+
+def _check_wan(args) -> None:
+    _runs_no_experiment(args, "--models, --rtt_ms, --tflops")
+    if args.stages < 2:
+        raise ConfigError(f"--stages {args.stages}: a link needs two stages or more")
+    least = {
+        "--tflops": min(args.tflops),
+        "--seconds": args.seconds,
+        "--in_flight": args.in_flight,
+    }
+    for option, value in least.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{option} {value:g}: use a positive number")
+    if min(args.rtt_ms) < 0:
+        raise ConfigError(f"--rtt_ms {min(args.rtt_ms):g}: use 0 or more")
+    if args.dilation is not None and args.dilation < 1:
+        raise ConfigError(f"--dilation {args.dilation:g}: use 1 or more")
+
+
+def _runs_no_experiment(args, instead: str) -> None:
+    if args.overrides:
+        raise ConfigError(
+            f"{args.what} runs no experiment, so {args.overrides[0]} would change "
+            f"nothing: give {instead} instead"
         )
 
 
@@ -90,3 +114,12 @@ def data(args, config, folder: Path, console: Console) -> dict[str, Any]:
     with imports.many():
         from scripts.data_speed import data_speed
     return data_speed(args, config, folder, console)
+
+
+def wan(args, config, folder: Path, console: Console) -> dict[str, Any]:
+    flags.use_device(args.device)
+    with imports.many():
+        from scripts.wan import wan_figures, wan_table
+    rows = wan_figures(args, console)
+    console.print(wan_table(rows))
+    return {"stages": args.stages, "rows": rows} | benchmark.machine(args.device)
