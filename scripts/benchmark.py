@@ -5,6 +5,7 @@
     python -m scripts.benchmark codecs --repeats 50
     python -m scripts.benchmark data
     python -m scripts.benchmark wan --models base ours --rtt_ms 0 100
+    python -m scripts.benchmark close --peers 2 --dilation 8
 
 local: a swarm of one peer per stage against a single process that trains the same
 model, in turn. Tokens per second leave out the first steps of each run, in which
@@ -22,6 +23,9 @@ data: how fast text becomes tokens, and tokens microbatches.
 wan: how busy accelerators are, which sleep here, behind links of 500 Mb/s each way and
 round trips of --rtt_ms, for the models of the SWARM paper. Bytes and protocol are real.
 All is slowed down by a factor K, so that this machine is not what is measured.
+
+close: the all-reduce that closes a step, between processes behind links of --link_mbps,
+against the bound of the links; and what the device has to do then.
 """
 
 import sys
@@ -42,6 +46,7 @@ MEASURE = {
     "codecs": benchmarks.codecs,
     "data": benchmarks.data,
     "wan": benchmarks.wan,
+    "close": benchmarks.close,
 }
 
 
@@ -73,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="sequences, tokens and width of what is encoded (default: 1 2048 4096)",
     )
     benchmark_options.add_wan(parser)
+    benchmark_options.add_close(parser)
     flags.add_device(parser, default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")
     args = parser.parse_args(argv)

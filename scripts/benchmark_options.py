@@ -2,6 +2,8 @@
 
 import argparse
 
+from swarm_jax.config import ALLREDUCE_WIRES
+
 MODELS = ("base", "xxlarge", "gpt3", "ours")
 
 
@@ -14,9 +16,8 @@ def add_wan(parser: argparse.ArgumentParser) -> None:
         "--rtt_ms",
         type=float,
         nargs="+",
-        default=[0.0, 10.0, 50.0, 100.0, 200.0],
         metavar="MS",
-        help="round trips between peers (default: 0 10 50 100 200)",
+        help="round trips between peers (default: 0 10 50 100 200; of close: 0)",
     )
     wan.add_argument(
         "--tflops",
@@ -46,5 +47,35 @@ def add_wan(parser: argparse.ArgumentParser) -> None:
         "--dilation",
         type=float,
         metavar="K",
-        help="factor by which all is slowed down (default: as this machine needs)",
+        help="factor by which all is slowed down (default: as this machine needs; "
+        "of close: 1)",
+    )
+
+
+def add_close(parser: argparse.ArgumentParser) -> None:
+    close = parser.add_argument_group("close")
+    close.add_argument(
+        "--parameters_mb",
+        type=int,
+        nargs="+",
+        default=[100, 1000],
+        metavar="MB",
+        help="sizes of a stage, in 10^6 bytes of float32 (default: 100 1000)",
+    )
+    close.add_argument(
+        "--peers", type=int, nargs="+", default=[2, 4], metavar="N", help="default: 2 4"
+    )
+    close.add_argument(
+        "--wires",
+        nargs="+",
+        choices=ALLREDUCE_WIRES,
+        default=list(ALLREDUCE_WIRES),
+        help="how the gradient travels",
+    )
+    close.add_argument(
+        "--link_mbps",
+        type=float,
+        default=1000.0,
+        metavar="R",
+        help="links, each way, in 10^6 bit/s (default: 1000)",
     )

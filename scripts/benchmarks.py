@@ -26,6 +26,8 @@ def check(args, config) -> None:
         _check_codecs(args)
     if args.what == "wan":
         _check_wan(args)
+    if args.what == "close":
+        _check_close(args)
     if args.what in ("local", "checkpoints") and config.steps <= COMPILING_STEPS:
         raise ConfigError(
             f"steps={config.steps}: the first {COMPILING_STEPS} are not counted, so "
@@ -56,7 +58,23 @@ def _check_wan(args) -> None:
     for option, value in least.items():
         if value is not None and value <= 0:
             raise ConfigError(f"{option} {value:g}: use a positive number")
-    if min(args.rtt_ms) < 0:
+    _check_links(args)
+
+
+def _check_close(args) -> None:
+    _runs_no_experiment(args, "--parameters_mb, --peers, --wires")
+    if min(args.peers) < 2:
+        raise ConfigError(f"--peers {min(args.peers)}: a mean needs two or more")
+    if min(args.parameters_mb) < 1:
+        least = min(args.parameters_mb)
+        raise ConfigError(f"--parameters_mb {least}: use 1 or more")
+    if args.link_mbps <= 0:
+        raise ConfigError(f"--link_mbps {args.link_mbps:g}: use a positive number")
+    _check_links(args)
+
+
+def _check_links(args) -> None:
+    if args.rtt_ms is not None and min(args.rtt_ms) < 0:
         raise ConfigError(f"--rtt_ms {min(args.rtt_ms):g}: use 0 or more")
     if args.dilation is not None and args.dilation < 1:
         raise ConfigError(f"--dilation {args.dilation:g}: use 1 or more")
@@ -123,3 +141,13 @@ def wan(args, config, folder: Path, console: Console) -> dict[str, Any]:
     rows = wan_figures(args, console)
     console.print(wan_table(rows))
     return {"stages": args.stages, "rows": rows} | benchmark.machine(args.device)
+
+
+def close(args, config, folder: Path, console: Console) -> dict[str, Any]:
+    flags.use_device(args.device)
+    with imports.many():
+        from scripts.close_speed import close_figures, close_tables
+    report = close_figures(args, console)
+    for table in close_tables(report):
+        console.print(table)
+    return report | {"repeats": args.repeats} | benchmark.machine(args.device)

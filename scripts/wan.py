@@ -131,7 +131,8 @@ async def measure(
 
     Args:
         dilation: The factor K.
-        seconds: For which microbatches are counted, once the links are full.
+        seconds: For which microbatches are counted, once the links are full; longer
+            until all that is in flight has come round once.
         in_flight: Microbatches in the swarm; None: half as many again as fill it.
     """
     loop = asyncio.get_running_loop()
@@ -160,11 +161,15 @@ async def measure(
             await asyncio.sleep(0.05)
         began_s, processor_s = times_s[-1], _processor_s()
         already = len(times_s)
-        await asyncio.sleep(seconds)
+        while (count := len(times_s) - already) < in_flight or (
+            loop.time() < began_s + seconds
+        ):
+            await asyncio.sleep(0.05)
         processor_s = _processor_s() - processor_s
         cpu_share = processor_s / (psutil.cpu_count() * (loop.time() - began_s))
-        count = len(times_s) - already
-        rate = count / (times_s[-1] - began_s) if count else 0.0
+        # What is in flight comes round in bursts: only whole rounds are fair.
+        count -= count % in_flight
+        rate = count / (times_s[already + count - 1] - began_s)
     utilisation = rate * dilation * compute_s
     roofline = compute_s / case.busy_s(tflops)
     return {
@@ -199,7 +204,7 @@ def wan_figures(args, console) -> list[dict[str, Any]]:
                 least_s = min(case.busy_s(tflops) for tflops in args.tflops)
                 dilation = max(1.0, processor_s / (allowed_s * least_s))
             for tflops in args.tflops:
-                for rtt_ms in args.rtt_ms:
+                for rtt_ms in args.rtt_ms or ROUND_TRIPS_MS:
                     row = asyncio.run(
                         measure(
                             case,

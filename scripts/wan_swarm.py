@@ -57,7 +57,7 @@ async def running(
     compute_s: float,
     on_count: Callable[[int], None],
 ) -> AsyncIterator[list[str]]:
-    """One peer per stage and a trainer, at work.
+    """One peer per stage and a trainer, at work; while they start, lines are plain.
 
     Args:
         specs: Of what crosses a boundary, either way.
@@ -73,6 +73,7 @@ async def running(
     async with contextlib.AsyncExitStack() as closing:
 
         async def join(name: str) -> HivemindCalls:
+            proxy.set_line(name)
             _, host, _, announced = await asyncio.to_thread(proxy.options, name)
             node = await start_node(
                 initial_peers=nodes[0].visible_maddrs() if nodes else (),

@@ -29,7 +29,7 @@ from swarm_jax.net.protocols import ArraySpec, Message
 
 MAX_REMEMBERED_ROUNDS = 1024
 BUDGET_BYTES = 512 * 1024 * 1024
-"""Parts that wait for others: 8 of 512 KiB of each member, and a fair share each."""
+"""Parts that wait for others (``parts_in_flight`` of each), and a fair share each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_jax.errors import AllReduceVoid, BadMessage
+from swarm_jax.net.hivemind_allreduce import BUDGET_BYTES
 from swarm_jax.net.hivemind_butterfly import (
     PART_VALUES,
     ExactReducer,
     ExactRunner,
     cut_shares,
     join_shares,
+    parts_in_flight,
 )
 from swarm_jax.net.parts import PART_CODECS
+from swarm_jax.net.wire import MAX_CALLS
 
 PEERS = [PeerID(bytes([0, 1, number])).to_base58() for number in range(60)]
 
@@ -96,6 +99,18 @@ async def test_all_have_the_same_bytes_whatever_the_wire(wire):
     bounds = {"float32": 1e-6, "float16": 1e-3 * 4, "int8": 2 * 5 / 254}
     exact = np.mean([some[0] for some in arrays], axis=0)
     assert np.abs(found[0] - exact).max() <= bounds[wire]
+
+
+@pytest.mark.parametrize("wire", PART_CODECS)
+@pytest.mark.parametrize("num_peers", [2, 4, 9, 60])
+def test_parts_in_flight_fill_a_long_link_and_fit_into_every_budget(wire, num_peers):
+    codec = PART_CODECS[wire]
+    parts = parts_in_flight(codec, num_peers)
+    sent = sum(array.nbytes for array in codec.encode(np.zeros(PART_VALUES, "f4")))
+    if num_peers <= 9:
+        assert parts * sent > 0.95 * 16 * 2**20
+    assert 8 <= parts <= MAX_CALLS / 2
+    assert (num_peers - 1) * parts * sent <= BUDGET_BYTES / 2
 
 
 async def test_a_sender_that_gives_up_takes_no_mean_from_the_others():
