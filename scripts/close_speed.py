@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from rich import box
 from rich.table import Table
 
 from models.config import GPTConfig
@@ -209,16 +210,11 @@ def close_figures(args, console) -> dict[str, Any]:
 def close_tables(report: dict[str, Any]) -> Iterator[Table]:
     """For people."""
     table = Table(
-        *(
-            "parameters, MB",
-            "peers",
-            "wire",
-            "RTT, ms",
-            "reduce, s",
-            "bound, s",
-            "of bound",
-        ),
-        *("MB per peer", "largest error", "K", "CPU"),
+        *("MB", "peers", "wire", "RTT", "reduce", "bound", "ratio"),
+        *("sent", "error", "K", "CPU"),
+        box=box.SIMPLE,
+        padding=0,
+        caption="ms and s; sent: MB of each peer; error: of values N(0, 1)",
     )
     for row in report["reduce"]:
         table.add_row(

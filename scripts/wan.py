@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
+from rich import box
 from rich.table import Table
 
 from scripts.wan_swarm import running, wan_config
@@ -228,23 +229,24 @@ def wan_figures(args, console) -> list[dict[str, Any]]:
 def wan_table(rows: Sequence[dict[str, Any]]) -> Table:
     """For people."""
     table = Table(
-        *("model", "TFLOP/s", "compute, ms", "RTT, ms", "busy", "roofline", "bound by"),
-        *("of roofline", "paper (recalled)", "in flight", "counted", "K", "CPU"),
+        *("model", "TFLOP/s", "RTT", "busy", "limit", "by", "ratio"),
+        *("paper", "window", "K", "CPU"),
+        box=box.SIMPLE,
+        padding=0,
+        caption="RTT in ms; limit: of compute or link; paper: recalled, not read",
     )
     for row in rows:
         recalled = "-" if row["recalled"] is None else f"{row['recalled']:.1%}"
         table.add_row(
             row["case"],
             f"{row['tflops']:g}",
-            f"{1e3 * row['compute_s']:.1f}",
             f"{row['rtt_ms']:g}",
             f"{row['utilisation']:.1%}",
             f"{row['roofline']:.1%}",
-            row["bound"],
+            {"compute": "compute", "bandwidth": "link"}[row["bound"]],
             f"{row['ratio_to_roofline']:.2f}",
             recalled,
             str(row["microbatches_in_flight"]),
-            str(row["microbatches_measured"]),
             f"{row['dilation']:.1f}",
             f"{row['cpu_share']:.0%}",
         )
