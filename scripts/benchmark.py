@@ -6,6 +6,8 @@
     python -m scripts.benchmark stage --repeats 20
     python -m scripts.benchmark data
     python -m scripts.benchmark relay --config configs/relay.py --device cuda12
+    python -m scripts.benchmark wan --models base ours --rtt_ms 0 100
+    python -m scripts.benchmark close --peers 2 --dilation 8
 
 local: a swarm of one peer per stage against a single process that trains the same
 model, in turn. Tokens per second leave out the first steps of each run, in which
@@ -25,6 +27,13 @@ data: how fast text becomes tokens, and tokens microbatches.
 
 relay: what the way between stages costs, in several cases (--cases): the swarm against
 its own programs without a network, and against hivemind.moe; docs/performance.md.
+
+wan: how busy accelerators are, which sleep here, behind links of 500 Mb/s each way and
+round trips of --rtt_ms, for the models of the SWARM paper. Bytes and protocol are real.
+All is slowed down by a factor K, so that this machine is not what is measured.
+
+close: the all-reduce that closes a step, between processes behind links of --link_mbps,
+against the bound of the links; and what the device has to do then.
 """
 
 import sys
@@ -34,7 +43,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scripts import benchmarks
+from scripts import benchmark_options, benchmarks
 from swarm_jax.launcher import flags
 from swarm_jax.launcher.processes import ProcessDied
 from swarm_jax.metrics import write_json
@@ -46,6 +55,8 @@ MEASURE = {
     "stage": benchmarks.stage,
     "data": benchmarks.data,
     "relay": benchmarks.relay,
+    "wan": benchmarks.wan,
+    "close": benchmarks.close,
 }
 
 
@@ -76,28 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar=("B", "L", "D"),
         help="sequences, tokens and width of what is encoded (default: 1 2048 4096)",
     )
-    parser.add_argument(
-        "--stage", type=int, default=0, help="what to measure (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--peak_tflops",
-        type=float,
-        help="of the device, to say how much of it is used (default: what is known of "
-        "its name, for bfloat16)",
-    )
-    parser.add_argument(
-        "--cases",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="of the relay (default: all that fit the device)",
-    )
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=10.0,
-        help="of measuring the relay's limit and peer (default: %(default)s)",
-    )
+    benchmark_options.add_stage(parser)
+    benchmark_options.add_relay(parser)
+    benchmark_options.add_wan(parser)
+    benchmark_options.add_close(parser)
     flags.add_device(parser, default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")
     args = parser.parse_args(argv)

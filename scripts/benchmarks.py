@@ -47,6 +47,10 @@ def check(args, config) -> None:
         )
     if args.seconds <= 0:
         raise ConfigError(f"--seconds {args.seconds:g}: use more than 0")
+    if args.what == "wan":
+        _check_wan(args)
+    if args.what == "close":
+        _check_close(args)
     if args.what in TRAINING and config.steps <= COMPILING_STEPS:
         raise ConfigError(
             f"steps={config.steps}: the first {COMPILING_STEPS} are not counted, so "
@@ -58,15 +62,52 @@ def check(args, config) -> None:
 
 
 def _check_codecs(args) -> None:
-    if args.overrides:
-        raise ConfigError(
-            f"codecs runs no experiment, so {args.overrides[0]} would change nothing: "
-            "give --shape B L D instead"
-        )
+    _runs_no_experiment(args, "--shape B L D")
     batch, length, width = args.shape
     if min(batch, length) < 1 or width < 2:
         raise ConfigError(
             f"--shape {batch} {length} {width}: use 1 or more, and 2 or more for D"
+        )
+
+
+def _check_wan(args) -> None:
+    _runs_no_experiment(args, "--models, --rtt_ms, --tflops")
+    if args.stages < 2:
+        raise ConfigError(f"--stages {args.stages}: a link needs two stages or more")
+    least = {
+        "--tflops": min(args.tflops),
+        "--in_flight": args.in_flight,
+    }
+    for option, value in least.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{option} {value:g}: use a positive number")
+    _check_links(args)
+
+
+def _check_close(args) -> None:
+    _runs_no_experiment(args, "--parameters_mb, --peers, --wires")
+    if min(args.peers) < 2:
+        raise ConfigError(f"--peers {min(args.peers)}: a mean needs two or more")
+    if min(args.parameters_mb) < 1:
+        least = min(args.parameters_mb)
+        raise ConfigError(f"--parameters_mb {least}: use 1 or more")
+    if args.link_mbps <= 0:
+        raise ConfigError(f"--link_mbps {args.link_mbps:g}: use a positive number")
+    _check_links(args)
+
+
+def _check_links(args) -> None:
+    if args.rtt_ms is not None and min(args.rtt_ms) < 0:
+        raise ConfigError(f"--rtt_ms {min(args.rtt_ms):g}: use 0 or more")
+    if args.dilation is not None and args.dilation < 1:
+        raise ConfigError(f"--dilation {args.dilation:g}: use 1 or more")
+
+
+def _runs_no_experiment(args, instead: str) -> None:
+    if args.overrides:
+        raise ConfigError(
+            f"{args.what} runs no experiment, so {args.overrides[0]} would change "
+            f"nothing: give {instead} instead"
         )
 
 
@@ -154,3 +195,22 @@ def stage(args, config, folder: Path, console: Console) -> dict[str, Any]:
         | experiment
         | benchmark.machine(args.device)
     )
+
+
+def wan(args, config, folder: Path, console: Console) -> dict[str, Any]:
+    flags.use_device(args.device)
+    with imports.many():
+        from scripts.wan import wan_figures, wan_table
+    rows = wan_figures(args, console)
+    console.print(wan_table(rows))
+    return {"stages": args.stages, "rows": rows} | benchmark.machine(args.device)
+
+
+def close(args, config, folder: Path, console: Console) -> dict[str, Any]:
+    flags.use_device(args.device)
+    with imports.many():
+        from scripts.close_speed import close_figures, close_tables
+    report = close_figures(args, console)
+    for table in close_tables(report):
+        console.print(table)
+    return report | {"repeats": args.repeats} | benchmark.machine(args.device)

@@ -25,6 +25,7 @@ from swarm_jax.net.decoder import FrameDecoder
 from swarm_jax.net.frames import IncomingBody, Kind, encode, parse_head
 from swarm_jax.net.hivemind_allreduce import HivemindAllReduce, _mean_in, _Round
 from swarm_jax.net.hivemind_butterfly import ExactReducer, ExactRunner
+from swarm_jax.net.parts import PART_CODECS
 from swarm_jax.net.protocols import Message
 from swarm_jax.roles.lease import _is_claim
 from swarm_jax.roles.messages import (
@@ -189,6 +190,7 @@ def dht(data: bytes) -> None:
 
 _PEERS = ("me", "peer")
 _MEAN = np.zeros(4, np.float32)
+_PART_CODEC = PART_CODECS["float32"]
 
 
 def allreduce(data: bytes) -> None:
@@ -201,8 +203,9 @@ async def _allreduce(data: bytes) -> None:
     if not isinstance(header, dict) or not all(isinstance(k, str) for k in header):
         return
     node = SimpleNamespace(peer_id="me")
-    service = HivemindAllReduce(node, None, 0.5)
-    runner = SimpleNamespace(tensor_part_reducer=ExactReducer([4, 2], 2), _peers=_PEERS)
+    service = HivemindAllReduce(node, None, 0.5, _PART_CODEC)
+    reducer = ExactReducer([4, 2], 2, _PART_CODEC)
+    runner = SimpleNamespace(tensor_part_reducer=reducer, _peers=_PEERS)
 
     async def aggregate(*arguments):
         return await ExactRunner.aggregate(runner, *arguments)
@@ -219,7 +222,7 @@ async def _allreduce(data: bytes) -> None:
                     async with asyncio.timeout(2.0):
                         await service.handle("peer", Message(header, [part]))
     with contextlib.suppress(BadMessage, AllReduceVoid):
-        _mean_in(Message(header, [_MEAN]), "peer", _MEAN, _PEERS)
+        _mean_in(Message(header, [_MEAN]), "peer", _MEAN.size, _PEERS, _PART_CODEC)
     runner.tensor_part_reducer.finalize()
 
 

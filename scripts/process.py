@@ -77,6 +77,7 @@ async def joined(
             heartbeat_s=config.tuning.heartbeat_s,
             join_timeout_s=config.tuning.allreduce_timeout_s,
             same_host=config.tuning.same_host,
+            wire=config.swarm.allreduce_wire,
         )
         closing.push_async_callback(allreduce.close)
         yield Network(node, calls, HivemindDirectory(node), allreduce)

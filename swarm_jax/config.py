@@ -24,7 +24,9 @@ from swarm_jax.errors import ConfigError
 OPTIMIZERS = ("adamw", "lamb", "adam")
 SCHEDULES = ("cosine", "linear", "constant")
 WIRES = ("float32", "bfloat16", "float64", "int8", "dynamic8")
+ALLREDUCE_WIRES = ("float32", "float16", "int8")
 ON_NONFINITE = ("stop", "skip_step")
+WINDOWS = ("fixed", "auto")
 REBALANCING = ("gain", "queue", "off")
 
 
@@ -113,6 +115,8 @@ class SwarmConfig:
         wire: How activations travel between peers: a dtype, "int8" (blockwise linear)
             or "dynamic8" (the 8-bit map of bitsandbytes).
         gradient_wire: The same for their gradients; None: as ``wire``.
+        allreduce_wire: How gradient sums travel between stage peers at a step's close:
+            "float32" (exact), "float16" or "int8" (``net/parts.py``).
         on_nonfinite: "stop" the run, or "skip_step", when the model itself gives
             non-finite values.
     """
@@ -122,6 +126,7 @@ class SwarmConfig:
     microbatch_size: int = 4
     wire: str = "float32"
     gradient_wire: str | None = None
+    allreduce_wire: str = "float32"
     on_nonfinite: str = "stop"
 
     def __post_init__(self):
@@ -130,6 +135,7 @@ class SwarmConfig:
         _one_of("swarm.wire", self.wire, WIRES)
         if self.gradient_wire is not None:
             _one_of("swarm.gradient_wire", self.gradient_wire, WIRES)
+        _one_of("swarm.allreduce_wire", self.allreduce_wire, ALLREDUCE_WIRES)
         _one_of("swarm.on_nonfinite", self.on_nonfinite, ON_NONFINITE)
         if self.layers_per_stage is not None:
             self.layers_per_stage = tuple(self.layers_per_stage)
@@ -197,6 +203,8 @@ class TuningConfig:
 
     Attributes:
         microbatches_in_flight: How many microbatches a trainer keeps in the swarm.
+        window: "fixed" keeps that many; "auto" as many, up to that bound, as the
+            throughput rewards (``core/window.py``): it follows latency and bandwidth.
         max_queue: Microbatches a stage server takes in before it answers BUSY.
         heartbeat_s: Period of heartbeats; a peer silent for three of them is left.
         relay_timeout_s: Time budget of a microbatch, there and back.
@@ -228,6 +236,7 @@ class TuningConfig:
     """
 
     microbatches_in_flight: int = 12
+    window: str = "fixed"
     max_queue: int = 16
     heartbeat_s: float = 1.0
     relay_timeout_s: float = 120.0
@@ -255,6 +264,7 @@ class TuningConfig:
                 _positive(f"tuning.{entry.name}", value)
         if self.residual_bytes is not None:
             _at_least("tuning.residual_bytes", self.residual_bytes, 0)
+        _one_of("tuning.window", self.window, WINDOWS)
 
 
 @dataclass(kw_only=True, slots=True)

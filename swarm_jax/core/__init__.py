@@ -7,6 +7,7 @@
     closing.py      the step protocol: what the leader does next
     stage_state.py  a stage server's place in that protocol
     router.py       which peer of the next stage gets a microbatch
+    window.py       how many microbatches are kept in flight
     bans.py         who is not listened to for a while
     traffic.py      bytes that crossed the boundaries between stages
     throughput.py   moving average of measured tokens per second

@@ -13,6 +13,8 @@ soak_options.py  its options
 figures.py       recovery, throughput and losses of a soak
 control.py       plain training of the same steps, for comparison
 preemption.py    waits for a cloud's notice of preemption
+links.py         a TCP proxy between peers, which shapes or spoils connections
+lanes.py         one direction of a shaped link
 commands.py      the exact commands for the next machine
 progress.py      what the terminal shows while a run goes on
 summary.py       the table at its end

@@ -10,6 +10,7 @@
     budget.py             bytes that peers may make this process hold
     progress.py           who owes something and does not move
     same_host.py          byte streams between processes of one user on one host
+    parts.py              how parts of an all-reduce travel: exact, or rounded
     hivemind_node.py      p2p daemon and DHT node of this process
     hivemind_daemon.py    single requests to that daemon
     hivemind_contacts.py  peers that were met, and how they are found again

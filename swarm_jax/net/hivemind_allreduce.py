@@ -24,11 +24,12 @@ from swarm_jax.net.hivemind_butterfly import (
 )
 from swarm_jax.net.hivemind_calls import HivemindCalls
 from swarm_jax.net.hivemind_node import HivemindNode
-from swarm_jax.net.protocols import ArraySpec, Message, spec_of
+from swarm_jax.net.parts import PART_CODECS, PartCodec
+from swarm_jax.net.protocols import ArraySpec, Message
 
 MAX_REMEMBERED_ROUNDS = 1024
 BUDGET_BYTES = 512 * 1024 * 1024
-"""Parts that wait for others: 8 of 512 KiB of each member, and a fair share each."""
+"""Parts that wait for others (``parts_in_flight`` of each), and a fair share each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,20 @@ class _Round:
 class HivemindAllReduce:
     """This peer's rounds of all-reduce; made by ``create``.
 
-    float32 only. Besides what the Protocol says: a group id can be used once, and the
-    order in which ``peers`` are named does not matter.
+    float32 only, rounded on the way if the wire is narrower. Besides what the Protocol
+    says: a group id can be used once, and the order in which ``peers`` are named does
+    not matter.
     """
 
-    def __init__(self, node: HivemindNode, calls: HivemindCalls, join_timeout_s: float):
+    def __init__(
+        self,
+        node: HivemindNode,
+        calls: HivemindCalls,
+        join_timeout_s: float,
+        codec: PartCodec,
+    ):
         self._node = node
+        self._codec = codec
         self._calls = calls
         self._join_timeout_s = join_timeout_s
         self._rounds: dict[str, _Round] = {}
@@ -63,6 +72,7 @@ class HivemindAllReduce:
         *,
         heartbeat_s: float,
         join_timeout_s: float = 60.0,
+        wire: str = "float32",
         authorised: Callable[[str], bool] = lambda peer: True,
         same_host: bool = True,
     ) -> "HivemindAllReduce":
@@ -74,6 +84,7 @@ class HivemindAllReduce:
             heartbeat_s: A member that hangs is noticed after three of these.
             join_timeout_s: How long a part waits for this peer to join its round, if
                 its sender waits that long.
+            wire: How parts travel: a key of ``PART_CODECS``, the same for all members.
             authorised: Whether a peer may take part at all.
             same_host: Whether members of this user on this host are met directly.
         """
@@ -90,7 +101,7 @@ class HivemindAllReduce:
             authorised=authorised,
             same_host=same_host,
         )
-        self = cls(node, calls, join_timeout_s)
+        self = cls(node, calls, join_timeout_s, PART_CODECS[wire])
         await calls.serve(self)
         return self
 
@@ -151,9 +162,7 @@ class HivemindAllReduce:
             isinstance(group, str)
             and isinstance(digest, bytes)
             and type(part) is int
-            and len(specs) == 1
-            and specs[0][0] == "float32"
-            and len(specs[0][1]) == 1
+            and self._codec.fits(specs)
         ):
             raise BadMessage(sender, "no part of an all-reduce")
         try:
@@ -167,11 +176,11 @@ class HivemindAllReduce:
         header = message.header
         try:
             round_ = await self._joined(sender, header)
-            [part] = message.arrays
+            part = self._codec.decode(message.arrays)
             mean = await round_.runner.aggregate(sender, header["part"], part)
         except AllReduceVoid as void:
             return _void_message(void)
-        return Message({}, [mean])
+        return Message({}, mean)
 
     def _check(self, members: Sequence[str], arrays: Sequence[np.ndarray]) -> None:
         if self._node.peer_id not in members or len(set(members)) < len(members):
@@ -195,11 +204,13 @@ class HivemindAllReduce:
             raise ValueError(f"group id {group_id} was used before: take a new one")
         digest = _digest(members, arrays)
 
-        async def exchange(peer: str, number: int, part: np.ndarray) -> np.ndarray:
+        async def exchange(
+            peer: str, number: int, part: np.ndarray
+        ) -> Sequence[np.ndarray]:
             header = {"group": group_id, "digest": digest, "part": number}
-            request = Message(header, [part])
+            request = Message(header, self._codec.encode(part))
             answer = await self._calls.call(peer, request, timeout_s=timeout_s)
-            return _mean_in(answer, peer, part, members)
+            return _mean_in(answer, peer, part.size, members, self._codec)
 
         runner = ExactRunner(
             p2p=self._node.p2p,
@@ -207,6 +218,7 @@ class HivemindAllReduce:
             peers=members,
             shares=shares,
             exchange=exchange,
+            codec=self._codec,
         )
         self._rounds[group_id] = _Round(digest, members, runner)
         self._wake_waiting()
@@ -270,9 +282,13 @@ def _void_message(void: AllReduceVoid) -> Message:
 
 
 def _mean_in(
-    answer: Message, peer: str, part: np.ndarray, members: Sequence[str]
-) -> np.ndarray:
-    """The mean that a member answered a part with.
+    answer: Message,
+    peer: str,
+    size: int,
+    members: Sequence[str],
+    codec: PartCodec,
+) -> Sequence[np.ndarray]:
+    """The encoded mean that a member answered a part of so many values with.
 
     Raises:
         AllReduceVoid: The member told us that the round is void.
@@ -282,6 +298,6 @@ def _mean_in(
     if isinstance(lacked, list) and isinstance(reason, str):
         named = tuple(member for member in members if member in lacked)
         raise AllReduceVoid(named or (peer,), f"{peer} says: {reason:.200}")
-    if [spec_of(array) for array in answer.arrays] != [spec_of(part)]:
+    if not codec.is_part(answer.arrays, size):
         raise BadMessage(peer, "no mean of the part that it was sent")
-    return answer.arrays[0]
+    return answer.arrays

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.closing import Feed
 from swarm_jax.core.ids import MicrobatchID, Round
 from swarm_jax.core.reports import Report
+from swarm_jax.core.window import FixedWindow, Window
 from swarm_jax.roles.messages import Relay
 from swarm_jax.roles.relay import Answer, NextStage, NoRoute, RelayFailed
 
@@ -47,6 +48,15 @@ class Feeder:
         self._config = config
         self._data = data
         self._first_stage = first_stage
+        tuning = config.tuning
+        limit = tuning.microbatches_in_flight
+        is_fixed = tuning.window == "fixed"
+        self._window = FixedWindow(limit) if is_fixed else Window(limit)
+
+    @property
+    def window(self) -> int:
+        """How many microbatches it keeps in flight now."""
+        return self._window.size
 
     async def feed(
         self,
@@ -77,7 +87,7 @@ class Feeder:
             )
             answered(index, batch.targets.size, answer)
 
-        return await self._for_each(sorted(action.missing), one)
+        return await self._for_each(sorted(action.missing), one, self._window)
 
     async def validation_losses(
         self, newest: Report, round_: Round, avoid: frozenset[str]
@@ -114,32 +124,52 @@ class Feeder:
             )
             sums[name].append((answer.loss_sum, batch.loss_tokens))
 
-        failures = await self._for_each(range(len(metrics) * count), one)
+        window = FixedWindow(self._window.size)
+        failures = await self._for_each(range(len(metrics) * count), one, window)
         return {metric: _mean(sums[name]) for name, metric in metrics}, failures
 
     async def _send(self, batch: Microbatch, relay: Relay) -> Answer:
         return await self._first_stage.send(relay, [batch.targets, batch.inputs])
 
     async def _for_each(
-        self, indices: Iterable[int], send: Callable[[int], object]
+        self,
+        indices: Iterable[int],
+        send: Callable[[int], Awaitable[None]],
+        window: FixedWindow | Window,
     ) -> list[RelayFailed]:
         """Stops to send when a stage cannot be reached: the leader looks why."""
-        in_flight = asyncio.Semaphore(self._config.tuning.microbatches_in_flight)
         failures: list[RelayFailed] = []
+        in_flight: set[asyncio.Task] = set()
+        changed = asyncio.Event()
+        is_full = False
+        loop = asyncio.get_running_loop()
 
-        async def bounded(index: int) -> None:
-            async with in_flight:
-                if any(isinstance(failure, NoRoute) for failure in failures):
-                    return
-                try:
-                    await send(index)
-                except RelayFailed as error:
-                    logger.info("microbatch %d: %s", index, error)
-                    failures.append(error)
+        async def one(index: int) -> None:
+            try:
+                await send(index)
+                if is_full:
+                    window.answered(loop.time())
+            except RelayFailed as error:
+                logger.info("microbatch %d: %s", index, error)
+                failures.append(error)
 
+        def ended(task: asyncio.Task) -> None:
+            in_flight.discard(task)
+            changed.set()
+
+        window.restart()
         async with asyncio.TaskGroup() as tasks:
             for index in indices:
-                tasks.create_task(bounded(index))
+                while len(in_flight) >= window.size:
+                    is_full = True
+                    changed.clear()
+                    await changed.wait()
+                if any(isinstance(failure, NoRoute) for failure in failures):
+                    break
+                task = tasks.create_task(one(index))
+                in_flight.add(task)
+                task.add_done_callback(ended)
+            is_full = False
         return failures
 
 

@@ -4,6 +4,7 @@ clock.py     event loop whose clock jumps to the next timer
 swarm.py     stage servers and a trainer in one process
 data.py      random tokens by microbatch id
 modelled.py  a device without JAX whose arithmetic is exact
+slept.py     a device that takes its time and hands on arrays of real size
 faults.py    faults and schedules as data
 sabotage.py  strikes where a schedule says
 damage.py    what faults do to links and messages

@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 
 from swarm_jax.errors import PeerError
+from swarm_jax.launcher.links import Proxy
 from swarm_jax.net.hivemind_calls import HivemindCalls
 from swarm_jax.net.hivemind_node import start_node
 from swarm_jax.net.protocols import Message
-from tests.integration.proxy import Proxy
 
 HEARTBEAT_S = 0.3
 MESSAGE = Message({"hello": 1})

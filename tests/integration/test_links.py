@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
+from swarm_jax.launcher.links import Proxy
 from tests.integration import oracle
-from tests.integration.proxy import Proxy
 
 pytestmark = pytest.mark.chaos
 

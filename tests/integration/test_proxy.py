@@ -7,10 +7,10 @@ import time
 import psutil
 import pytest
 
+from swarm_jax.launcher.links import LOOPBACK, RESET, Proxy
 from swarm_jax.net.hivemind_calls import HivemindCalls
 from swarm_jax.net.hivemind_node import start_node
 from swarm_jax.net.protocols import Message
-from tests.integration.proxy import LOOPBACK, RESET, Proxy
 
 
 @pytest.fixture
@@ -159,3 +159,21 @@ def test_peers_reach_each_other_only_through_it(proxy):
     assert len(pairs) >= 6
     assert [pair for pair in pairs if pair[::-1] in pairs] == []
     assert proxy.carried_bytes.keys() == {"a", "b", "c"}
+
+
+def test_a_shaped_line_has_its_round_trip_and_its_rate(proxy, line):
+    """Not slower than the shape by more than a loaded machine may be: it says less."""
+    client, server = line
+    proxy.set_line("b", bits_per_s=8e6, rtt_s=0.2)
+    started_s = time.monotonic()
+    client.sendall(b"x")
+    assert server.recv(99) == b"x"
+    assert time.monotonic() - started_s >= 0.1
+    sent = bytes(300_000)
+    started_s = time.monotonic()
+    client.sendall(sent)
+    received = b""
+    while len(received) < len(sent):
+        received += server.recv(1 << 16)
+    assert received == sent
+    assert time.monotonic() - started_s >= 0.1 + 0.3

@@ -10,13 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_jax.errors import AllReduceVoid, BadMessage
+from swarm_jax.net.hivemind_allreduce import BUDGET_BYTES
 from swarm_jax.net.hivemind_butterfly import (
     PART_VALUES,
     ExactReducer,
     ExactRunner,
     cut_shares,
     join_shares,
+    parts_in_flight,
 )
+from swarm_jax.net.parts import PART_CODECS
+from swarm_jax.net.wire import MAX_CALLS
 
 PEERS = [PeerID(bytes([0, 1, number])).to_base58() for number in range(60)]
 
@@ -38,14 +42,16 @@ def test_shares_are_equal_and_come_back_as_arrays(shapes, num_peers):
         assert array.tobytes() == original.tobytes()
 
 
-def make_runners(arrays_of_peers):
+def make_runners(arrays_of_peers, wire="float32"):
     """Runners of one round that hand their parts to each other directly."""
+    codec = PART_CODECS[wire]
     peers = PEERS[: len(arrays_of_peers)]
     runners = {}
 
     def exchange_of(sender):
         async def exchange(peer, number, part):
-            return await runners[peer].aggregate(sender, number, part)
+            sent = codec.decode(codec.encode(part))
+            return await runners[peer].aggregate(sender, number, sent)
 
         return exchange
 
@@ -56,6 +62,7 @@ def make_runners(arrays_of_peers):
             peers=peers,
             shares=cut_shares(arrays, len(peers)),
             exchange=exchange_of(peer),
+            codec=codec,
         )
     return list(runners.values())
 
@@ -76,6 +83,36 @@ async def test_every_peer_averages_a_share(num_peers, size):
         np.testing.assert_array_equal(mean, np.full_like(mean, (num_peers - 1) / 2))
 
 
+@pytest.mark.parametrize("wire", PART_CODECS)
+async def test_all_have_the_same_bytes_whatever_the_wire(wire):
+    generator = np.random.default_rng(1)
+    arrays = [
+        [generator.standard_normal(PART_VALUES + 300).astype(np.float32)]
+        for _ in range(3)
+    ]
+    found = [
+        join_shares(shares, arrays[0])[0]
+        for shares in await asyncio.gather(*map(collect, make_runners(arrays, wire)))
+    ]
+    assert len({array.tobytes() for array in found}) == 1
+    # Two roundings, each at most 1/254 of a block's largest magnitude.
+    bounds = {"float32": 1e-6, "float16": 1e-3 * 4, "int8": 2 * 5 / 254}
+    exact = np.mean([some[0] for some in arrays], axis=0)
+    assert np.abs(found[0] - exact).max() <= bounds[wire]
+
+
+@pytest.mark.parametrize("wire", PART_CODECS)
+@pytest.mark.parametrize("num_peers", [2, 4, 9, 60])
+def test_parts_in_flight_fill_a_long_link_and_fit_into_every_budget(wire, num_peers):
+    codec = PART_CODECS[wire]
+    parts = parts_in_flight(codec, num_peers)
+    sent = sum(array.nbytes for array in codec.encode(np.zeros(PART_VALUES, "f4")))
+    if num_peers <= 9:
+        assert parts * sent > 0.95 * 16 * 2**20
+    assert 8 <= parts <= MAX_CALLS / 2
+    assert (num_peers - 1) * parts * sent <= BUDGET_BYTES / 2
+
+
 async def test_a_sender_that_gives_up_takes_no_mean_from_the_others():
     first, *_ = make_runners([[np.ones(10, np.float32)]] * 3)
     part = np.ones(16, np.float32)
@@ -84,8 +121,8 @@ async def test_a_sender_that_gives_up_takes_no_mean_from_the_others():
     ]
     await asyncio.sleep(0)
     waiting[0].cancel()
-    np.testing.assert_array_equal(await first.aggregate(PEERS[2], 0, part), part)
-    np.testing.assert_array_equal(await waiting[1], part)
+    np.testing.assert_array_equal(await first.aggregate(PEERS[2], 0, part), [part])
+    np.testing.assert_array_equal(await waiting[1], [part])
 
 
 async def test_a_void_round_frees_all_that_wait_for_it():
@@ -107,10 +144,11 @@ async def test_the_sum_does_not_depend_on_the_order_of_arrival():
     values = np.array([1e8, 1.0, -1e8, 1.0], np.float32)
     means = set()
     for order in ([0, 1, 2, 3], [3, 1, 2, 0], [2, 0, 3, 1]):
-        reducer = ExactReducer([1], 4)
+        reducer = ExactReducer([1], 4, PART_CODECS["float32"])
         for sender in order:
             mean = reducer.add(sender, 0, values[sender : sender + 1])
-        means.add(mean.result().tobytes())
+        [total] = mean.result()
+        means.add(total.tobytes())
     assert len(means) == 1
 
 

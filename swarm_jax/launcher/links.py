@@ -1,4 +1,4 @@
-"""A TCP proxy between the peers of a swarm, which spoils their connections when told.
+"""A TCP proxy between the peers of a swarm, which shapes or spoils their connections.
 
 Each peer listens where only the proxy dials, and announces a port of the proxy. libp2p
 dials from the port that it listens on, so the proxy knows both ends of a connection.
@@ -7,14 +7,22 @@ It runs in a thread of its own; its methods return when they have taken effect.
 
 import asyncio
 import contextlib
+import math
 import socket
 import struct
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+
+from swarm_jax.launcher.lanes import Lane
 
 LOOPBACK = "127.0.0.1"
 CHUNK_BYTES = 16 * 1024
+MAX_ON_THE_WAY = 2048
+"""Chunks of one direction of a connection: 32 MiB, as much as 500 Mb/s hold in 0.5 s.
+With more on its way, its sender is made to wait."""
+AHEAD_S = 0.02
+"""How far a sender runs ahead of its lane, so that a late timer leaves no gap in it."""
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER for no time: the other end is told that the connection was reset."""
 
@@ -27,11 +35,15 @@ class Line:
         delay_s: Each 16 KiB takes so long: a delay, and a throttle.
         held: Nothing arrives, but in the end all does.
         swallowed: What is sent is lost.
+        bits_per_s: Of all that the peer sends together, and of all that it gets.
+        rtt_s: Round trip to another peer; the longer of the two ends' counts.
     """
 
     delay_s: float = 0.0
     held: bool = False
     swallowed: bool = False
+    bits_per_s: float = math.inf
+    rtt_s: float = 0.0
 
 
 @dataclass(eq=False, slots=True)
@@ -71,6 +83,8 @@ class Proxy:
         self.swallowed_bytes = 0
         self._names: dict[int, str] = {}
         self._lines: dict[str, Line] = {}
+        self._up: defaultdict[str, Lane] = defaultdict(Lane)
+        self._down: defaultdict[str, Lane] = defaultdict(Lane)
         self._changed = asyncio.Event()
         self._traps: dict[str, tuple[int, str]] = {}
         self._connections: set[Connection] = set()
@@ -155,28 +169,67 @@ class Proxy:
         self._connections.add(connection)
         try:
             async with asyncio.TaskGroup() as pumps:
-                pumps.create_task(self._pump(connection, reader, dialled))
-                pumps.create_task(self._pump(connection, its_reader, name))
+                for source, sender, to in (
+                    (reader, name, dialled),
+                    (its_reader, dialled, name),
+                ):
+                    way = asyncio.Queue(MAX_ON_THE_WAY)
+                    pumps.create_task(self._depart(source, sender, to, way))
+                    pumps.create_task(self._arrive(connection, way, to))
         finally:
             self._connections.discard(connection)
             its_writer.close()
 
-    async def _pump(self, connection: Connection, reader, to: str) -> None:
-        writer = connection.writers[to]
+    def _line(self, name: str) -> Line:
+        return self._lines.get(name, Line())
+
+    async def _depart(self, reader, sender: str, to: str, way: asyncio.Queue) -> None:
+        """Reads as fast as the sender's line takes it; a plain one holds one chunk."""
         with contextlib.suppress(OSError):
             while chunk := await reader.read(CHUNK_BYTES):
-                if await self._carries(connection, chunk) and to not in connection.deaf:
-                    writer.write(chunk)
-                    await writer.drain()
-        with contextlib.suppress(OSError):  # it is gone, too
+                line = self._line(sender)
+                sent_s = self._up[sender].book(
+                    len(chunk), self._loop.time(), line.bits_per_s
+                )
+                rtt_s = max(line.rtt_s, self._line(to).rtt_s)
+                await way.put((sent_s + rtt_s / 2, chunk))
+                if not rtt_s and math.isinf(line.bits_per_s):
+                    await way.join()
+                await self._until(sent_s - AHEAD_S)
+        await way.put((self._loop.time(), b""))
+
+    async def _arrive(
+        self, connection: Connection, way: asyncio.Queue, to: str
+    ) -> None:
+        """Passes on what has been on its way long enough; not to who is gone."""
+        writer, is_gone = connection.writers[to], False
+        while (arrival := await way.get())[1]:
+            arrival_s, chunk = arrival
+            try:
+                if not is_gone:
+                    await self._until(arrival_s)
+                    rate = self._line(to).bits_per_s
+                    await self._until(self._down[to].book(len(chunk), arrival_s, rate))
+                    carried = await self._carries(connection, chunk)
+                    if carried and to not in connection.deaf:
+                        writer.write(chunk)
+                        await writer.drain()
+            except OSError:
+                is_gone = True
+            way.task_done()
+        with contextlib.suppress(OSError):
             if to not in connection.deaf and not writer.is_closing():
                 writer.write_eof()
+
+    async def _until(self, time_s: float) -> None:
+        if (left_s := time_s - self._loop.time()) > 0:
+            await asyncio.sleep(left_s)
 
     async def _carries(self, connection: Connection, chunk: bytes) -> bool:
         """Waits as long as the line of either end says; False when it loses all."""
 
         def lines() -> list[Line]:
-            return [self._lines.get(name, Line()) for name in connection.writers]
+            return [self._line(name) for name in connection.writers]
 
         await asyncio.sleep(max(line.delay_s for line in lines()))
         while any(line.held for line in lines()):

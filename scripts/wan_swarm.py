@@ -1,0 +1,146 @@
+"""A real swarm on one machine behind shaped links, whose accelerators sleep.
+
+All roles run in this process's event loop, each with a libp2p daemon of its own; every
+byte between them passes the proxy.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from swarm_jax.config import ExperimentConfig
+from swarm_jax.launcher.links import Proxy
+from swarm_jax.net.hivemind_allreduce import HivemindAllReduce
+from swarm_jax.net.hivemind_calls import HivemindCalls
+from swarm_jax.net.hivemind_directory import HivemindDirectory
+from swarm_jax.net.hivemind_node import HivemindNode, start_node
+from swarm_jax.net.protocols import ArraySpec
+from swarm_jax.roles.messages import Status, refusal
+from swarm_jax.roles.stage_server import StageServer
+from swarm_jax.roles.trainer import Trainer
+from swarm_jax.sim.modelled import ModelledModel, ModelledTokens
+from swarm_jax.sim.slept import SleptCompute, incompressible
+from swarm_jax.sim.swarm import Records
+
+PATIENT_S = 600.0
+"""All timeouts: what is measured is the links' speed, and nobody is to be given up."""
+MICROBATCHES = 4096
+"""Of the only step, which no measurement reaches the end of."""
+
+
+def wan_config(
+    *, num_stages: int, sequence_length: int, in_flight: int
+) -> ExperimentConfig:
+    """One sequence per microbatch, one endless step, endless patience."""
+    model = ModelledModel(num_layers=num_stages, sequence_length=sequence_length)
+    config = ExperimentConfig(run_id="wan", steps=1, model=model)
+    config.data.target_batch_size = MICROBATCHES
+    config.swarm.microbatch_size = 1
+    config.swarm.num_stages = num_stages
+    config.optimizer.warmup_steps = 0
+    config.validation.sequences = 1
+    tuning = config.tuning
+    tuning.rebalancing.strategy = "off"
+    tuning.microbatches_in_flight = tuning.max_queue = in_flight
+    for name in ("heartbeat_s", "relay_timeout_s", "control_timeout_s", "lease_s"):
+        setattr(tuning, name, PATIENT_S)
+    tuning.directory_expiry_s = PATIENT_S
+    return config.check()
+
+
+@contextlib.asynccontextmanager
+async def running(
+    config: ExperimentConfig,
+    proxy: Proxy,
+    *,
+    specs: Sequence[ArraySpec],
+    compute_s: float,
+    on_count: Callable[[int], None],
+) -> AsyncIterator[list[str]]:
+    """One peer per stage and a trainer, at work; while they start, lines are plain.
+
+    Args:
+        specs: Of what crosses a boundary, either way.
+        compute_s: Forward and backward of one microbatch in one stage.
+        on_count: Called with the stage when it has counted a microbatch.
+
+    Yields:
+        The names of all peers, as the proxy knows them.
+    """
+    loop, boundary = asyncio.get_running_loop(), incompressible(specs)
+    protocol = f"swarm_jax.wan.{config.swarm_fingerprint()}"
+    nodes: list[HivemindNode] = []
+    async with contextlib.AsyncExitStack() as closing:
+
+        async def join(name: str) -> HivemindCalls:
+            proxy.set_line(name)
+            _, host, _, announced = await asyncio.to_thread(proxy.options, name)
+            node = await start_node(
+                initial_peers=nodes[0].visible_maddrs() if nodes else (),
+                host_maddrs=[host],
+                announce_maddrs=[announced],
+                silence_s=PATIENT_S,
+            )
+            nodes.append(node)
+            closing.push_async_callback(node.close)
+            calls = HivemindCalls(
+                node,
+                protocol,
+                heartbeat_s=PATIENT_S,
+                max_message_bytes=config.tuning.max_message_bytes,
+                busy=refusal(Status.BUSY),
+                stall_s=PATIENT_S,
+                dial_timeout_s=PATIENT_S,
+            )
+            closing.push_async_callback(calls.close)
+            return calls
+
+        async def serve(stage: int) -> StageServer:
+            calls = await join(f"stage{stage}")
+            allreduce = await HivemindAllReduce.create(
+                nodes[-1], f"{protocol}.allreduce", heartbeat_s=PATIENT_S
+            )
+            closing.push_async_callback(allreduce.close)
+            is_last = stage == config.swarm.num_stages - 1
+            shares = {"forward": 1 / 3, "backward": 1.0 if is_last else 2 / 3}
+            return StageServer(
+                config,
+                name=f"stage{stage}",
+                stage=stage,
+                calls=calls,
+                directory=HivemindDirectory(nodes[-1]),
+                allreduce=allreduce,
+                compute=SleptCompute(
+                    config,
+                    stage,
+                    lambda name: compute_s * shares.get(name, 0.0),
+                    boundary,
+                ),
+                metrics=Records(),
+                on_count=lambda step, counted: on_count(stage),
+            )
+
+        servers = [await serve(stage) for stage in range(config.swarm.num_stages)]
+        trainer = Trainer(
+            config,
+            calls=await join("trainer"),
+            directory=HivemindDirectory(nodes[-1]),
+            data=ModelledTokens(config),
+            steps=Records(),
+            swarm=Records(),
+            learning_rate=lambda step: 0.0,
+            server_command=lambda stage: f"stage {stage}",
+        )
+        tasks = [loop.create_task(role.run()) for role in (*servers, trainer)]
+        closing.push_async_callback(_end, tasks)
+        yield [*(f"stage{stage}" for stage in range(len(servers))), "trainer"]
+
+
+async def _end(tasks: Sequence[asyncio.Task]) -> None:
+    """Passes on why one of them ended before it was told to."""
+    ended = [task for task in tasks if task.done()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in ended:
+        task.result()
