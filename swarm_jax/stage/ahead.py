@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from swarm_jax.stage.codec import Specs
@@ -12,7 +13,7 @@ from swarm_jax.stage.programs import StagePrograms
 
 
 class Ahead:
-    """Compiles what a stage may be asked for; runs nothing, takes no memory.
+    """Compiles what a stage may be asked for; runs its passes once if told to.
 
     Otherwise the first microbatch, validation, replay and hand-over of each peer waits
     for a compiler, and the step with it. Even what is in jax's cache takes time to
@@ -22,6 +23,10 @@ class Ahead:
     Args:
         init: ``() -> params``.
         home: Where parameters and optimizer state will be.
+        run_passes: Of zeros, before anything else is on the device. GPUs need it: the
+            first run of cuDNN's attention records a stream, and fails for good if
+            another thread moves an array meanwhile (jax 0.11.2). Without it nothing is
+            run, and no memory taken.
 
     Attributes:
         params, opt_state, weights, total, residuals: Shapes of what the stage holds;
@@ -36,7 +41,10 @@ class Ahead:
         programs: StagePrograms,
         init: Callable[[], Any],
         home: Home | None = None,
+        *,
+        run_passes: bool = False,
     ):
+        self._run_passes = run_passes
         self._programs = programs
         self.home = home or Home()
         self.params = jax.eval_shape(init)
@@ -55,16 +63,16 @@ class Ahead:
         """All but what recomputes residuals."""
         programs, weights, x, total = self._programs, self.weights, self._x, self.total
         if programs.gradient_specs:
-            self._ahead(programs.forward_keeping, weights, x)
-            self._ahead(programs.forward, weights, x)
+            self._pass(programs.forward_keeping, weights, x)
+            self._pass(programs.forward, weights, x)
             backward = weights, self.residuals, self._grad_y
-            self._ahead(programs.backward, *backward)
-            self._ahead(programs.backward_adding, *backward, total)
+            self._pass(programs.backward, *backward)
+            self._pass(programs.backward_adding, *backward, total)
         else:
             (targets_BL,) = _shapes((programs.targets_spec,))
-            self._ahead(programs.loss, weights, x, targets_BL)
-            self._ahead(programs.loss_backward, weights, x, targets_BL)
-            self._ahead(programs.loss_backward_adding, weights, x, targets_BL, total)
+            self._pass(programs.loss, weights, x, targets_BL)
+            self._pass(programs.loss_backward, weights, x, targets_BL)
+            self._pass(programs.loss_backward_adding, weights, x, targets_BL, total)
         self._ahead(programs.add, total, total)
         self._ahead(programs.scale, total, 1.0, 1.0)
         params, opt_state, reduced = self.home.shapes(
@@ -82,8 +90,13 @@ class Ahead:
     def compile_recomputing(self) -> None:
         """For a stage that cannot keep all residuals."""
         backward = self.weights, self._x, self._grad_y
-        self._ahead(self._programs.recompute_backward, *backward)
-        self._ahead(self._programs.recompute_backward_adding, *backward, self.total)
+        self._pass(self._programs.recompute_backward, *backward)
+        self._pass(self._programs.recompute_backward_adding, *backward, self.total)
+
+    def _pass(self, program: Any, *arguments: Any) -> None:
+        self._ahead(program, *arguments)
+        if self._run_passes:
+            jax.block_until_ready(program(*_zeros(arguments)))
 
     def _ahead(self, program: Any, *arguments: Any) -> None:
         taken = self._compiled(program, *arguments)
@@ -98,3 +111,7 @@ class Ahead:
 
 def _shapes(specs: Specs) -> tuple[jax.ShapeDtypeStruct, ...]:
     return tuple(jax.ShapeDtypeStruct(shape, np.dtype(name)) for name, shape in specs)
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -39,7 +39,8 @@ def plan_residuals(
         most: Microbatches that the stage is given at once. If all fit, what recomputes
             is not compiled, which takes as long as the rest.
     """
-    ahead = Ahead(programs, init, home)
+    on_host = jax.default_backend() == "cpu"
+    ahead = Ahead(programs, init, home, run_passes=not on_host)
     ahead.compile()
     fit = fitting(ahead, residual_bytes)
     if fit is not None and fit < most:

@@ -18,13 +18,14 @@ def make_run(tmp_path):
 
     def make(label, name, loss, validated=True, **summary):
         folder = tmp_path / name
-        run = SingleRun(folder, steps=10, tokens=100)
+        run = SingleRun(folder, steps=10)
         for step in range(1, 11):
             record = {"train_loss": loss + (10 - step) / 10}
             if validated and step % 5 == 0:
                 record["validation_loss"] = record["train_loss"] + 0.5
             # The first three steps compile.
-            run.add_step(step=step, step_s=60.0 if step <= 3 else 0.5, **record)
+            step_s = 60.0 if step <= 3 else 0.5
+            run.add_step(step=step, step_s=step_s, tokens=100, **record)
         run.finish(**summary)
         return Variation(label, name, (), CONFIG), folder
 

@@ -80,3 +80,31 @@ def test_what_was_compiled_ahead_is_not_compiled_again(
     lowered.clear()
     run_virtual(use_everything(*pair, make_microbatch(0), Count()))
     assert (set(lowered) <= {UPLOAD}) == is_ahead, lowered
+
+
+@pytest.mark.parametrize("run_passes", [True, False])
+def test_passes_are_run_where_the_first_run_needs_the_device_for_itself(
+    run_passes, make_stages
+):
+    jax.clear_caches()
+    first, last = make_stages((1, 3), "bfloat16")
+    for stage in (first, last):
+        ahead = Ahead(
+            stage.programs, lambda stage=stage: stage.params, run_passes=run_passes
+        )
+        ahead.compile()
+        if stage is first:
+            ahead.compile_recomputing()
+    passes = [
+        *(getattr(first.programs, name) for name in ("forward", "forward_keeping")),
+        *(
+            getattr(first.programs, f"{prefix}backward{adding}")
+            for prefix in ("", "recompute_")
+            for adding in ("", "_adding")
+        ),
+        *(
+            getattr(last.programs, name)
+            for name in ("loss", "loss_backward", "loss_backward_adding")
+        ),
+    ]
+    assert [bool(program._cache_size()) for program in passes] == 9 * [run_passes]
