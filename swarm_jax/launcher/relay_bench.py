@@ -33,6 +33,7 @@ from swarm_jax.launcher.relay_figures import CpuTimes, full_windows, relay_figur
 
 POLL_S = 0.5
 READY_S = 300.0
+PEER_ATTEMPTS = 3
 MEDIANS = (
     *("bytes_per_token_per_boundary", "same_host_share", "cpu_s_per_gb"),
     *("microbatch_p50_ms", "microbatch_p95_ms"),
@@ -77,7 +78,7 @@ class RelayBench:
         for repeat in range(repeats):
             swarm.append(self.swarm(f"swarm{repeat}"))
             limits.append(self.limit(f"limit{repeat}"))
-            peer.append(self.peer(f"peer{repeat}", wire))
+            peer.append(self.peer(f"peer{repeat}", wire, console))
             console.print(
                 f"{self.case.name} {repeat}: swarm {swarm[-1]['tokens_per_s']:,.0f}, "
                 f"limit {limits[-1]['tokens_per_s']:,.0f}, "
@@ -130,8 +131,21 @@ class RelayBench:
             command = ["scripts.relay_limit", *self.experiment]
             return self._report(processes, name, command, environment | self._visible())
 
-    def peer(self, name: str, wire: str) -> float:
-        """Tokens per second of ``hivemind.moe``, a server for each stage."""
+    def peer(self, name: str, wire: str, console: Console) -> float:
+        """Tokens per second of ``hivemind.moe``, a server for each stage.
+
+        Now and then all its clients wait for an answer that does not come: it is then
+        started again.
+        """
+        for attempt in range(PEER_ATTEMPTS):
+            try:
+                return self._peer(f"{name}.{attempt}", wire)
+            except ProcessDied as error:
+                failed = error
+                console.print(f"{self.case.name}: hivemind.moe, {wire}: {error}")
+        raise failed
+
+    def _peer(self, name: str, wire: str) -> float:
         stages = self.config.swarm.num_stages
         base = process_environment(self.cache_dir)
         shares = peer_environments(self.device, stages, self.cache_dir)
@@ -157,7 +171,7 @@ class RelayBench:
             return self._report(processes, name, command, base)["tokens_per_s"]
 
     def _fastest_wire(self, console: Console) -> str:
-        speeds = {wire: self.peer(f"wire-{wire}", wire) for wire in WIRES}
+        speeds = {wire: self.peer(f"wire-{wire}", wire, console) for wire in WIRES}
         for wire, speed in speeds.items():
             console.print(
                 f"{self.case.name}: hivemind.moe, {wire}: {speed:,.0f} tokens/s"

@@ -56,6 +56,8 @@ assert all(pathlib.Path(f).exists() for f in sys.argv if f.endswith(("-0.json"))
 speeds = {"NONE": 10.0, "FLOAT16": 20.0, "MEANSTD_16BIT": 15.0}
 if "--fail" in sys.argv:
     sys.exit("out of memory")
+if "--stall" in sys.argv and "peer0.0" in argument("--json"):
+    sys.exit("0 microbatches in 1 s are too few")
 write(argument("--json"), json.dumps({"tokens_per_s": speeds[argument("--wire")]}))
 """
 
@@ -114,6 +116,13 @@ def test_a_case_is_measured_against_its_limit_and_the_fastest_wire(make_bench):
 def test_a_system_that_fails_tells_its_last_words(make_bench):
     with pytest.raises(ProcessDied, match="out of memory"):
         make_bench("--fail").rows(1, Console(file=io.StringIO()))
+
+
+def test_a_baseline_that_stalls_is_started_again(make_bench):
+    console = Console(file=io.StringIO(), width=200)
+    steady, _ = make_bench("--stall").rows(2, console)
+    assert steady["peer_tokens_per_s"] == 20
+    assert console.file.getvalue().count("0 microbatches in 1 s are too few") == 1
 
 
 def test_ratios_are_taken_round_by_round():
