@@ -38,7 +38,12 @@ async def _serve(pipe, number, maddrs, num_bytes, wire) -> None:
         silence_s=PATIENT_S,
     )
     allreduce = await HivemindAllReduce.create(
-        node, "close", heartbeat_s=PATIENT_S, join_timeout_s=PATIENT_S, wire=wire
+        node,
+        "close",
+        heartbeat_s=PATIENT_S,
+        join_timeout_s=PATIENT_S,
+        wire=wire,
+        same_host=False,
     )
     pipe.send((node.peer_id, node.visible_maddrs()))
     members = await hear(pipe.recv)

@@ -6,9 +6,10 @@ for all peers at once, would be what is measured.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,12 +191,21 @@ async def measure(
     }
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Peers that start slowly, or do not hear for long: that is what is looked at."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def wan_figures(args, console) -> list[dict[str, Any]]:
     """All rows, in turn; the arguments are ``scripts.benchmark``'s."""
-    # Peers that start slowly, or do not hear for long: that is what is looked at.
-    logging.disable(logging.WARNING)
     rows = []
-    with Proxy() as proxy:
+    with _quiet(), Proxy() as proxy:
         for name in args.models:
             case = CASES[name]
             dilation = args.dilation

@@ -91,6 +91,7 @@ async def running(
                 busy=refusal(Status.BUSY),
                 stall_s=PATIENT_S,
                 dial_timeout_s=PATIENT_S,
+                same_host=False,
             )
             closing.push_async_callback(calls.close)
             return calls
@@ -98,7 +99,10 @@ async def running(
         async def serve(stage: int) -> StageServer:
             calls = await join(f"stage{stage}")
             allreduce = await HivemindAllReduce.create(
-                nodes[-1], f"{protocol}.allreduce", heartbeat_s=PATIENT_S
+                nodes[-1],
+                f"{protocol}.allreduce",
+                heartbeat_s=PATIENT_S,
+                same_host=False,
             )
             closing.push_async_callback(allreduce.close)
             is_last = stage == config.swarm.num_stages - 1

@@ -41,10 +41,10 @@ while len(pathlib.Path("started").read_text().split()) < int(os.environ["TOGETHE
 if args.workdir.name in os.environ.get("FAILING", "").split(" "):
     sys.exit("out of memory")
 write_run_config(args.workdir, config)
-run = SingleRun(args.workdir, steps=2, tokens=100)
+run = SingleRun(args.workdir, steps=2)
 loss = 2 + config.seed / 10 + (config.model.ffn_dim == 1024)
-run.add_step(step=1, step_s=9.0, train_loss=loss + 1)
-run.add_step(step=2, step_s=0.5, train_loss=loss, validation_loss=loss / 2)
+run.add_step(step=1, step_s=9.0, tokens=100, train_loss=loss + 1)
+run.add_step(step=2, step_s=0.5, tokens=100, train_loss=loss, validation_loss=loss / 2)
 run.finish(
     parameters=1000 * config.model.ffn_dim,
     activation_bytes_per_token_per_boundary=68.5,
