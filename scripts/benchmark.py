@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
     if args.json:
         write_json(args.json, report)
-    return 0
+    return 1 if report.get("failed") else 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import argparse
 
 from swarm_jax.config import ALLREDUCE_WIRES
+from swarm_jax.launcher.relay_cases import WIRES
 
 MODELS = ("base", "xxlarge", "gpt3", "ours")
 
@@ -28,6 +29,13 @@ def add_relay(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME",
         help="of the relay (default: all that fit the device)",
+    )
+    relay.add_argument(
+        "--peer_wires",
+        nargs="+",
+        choices=WIRES,
+        default=list(WIRES),
+        help="of hivemind: the fastest one is compared with (default: all)",
     )
     relay.add_argument(
         "--seconds",

@@ -22,6 +22,7 @@ from swarm_jax.launcher import (
     relay_cases,
 )
 from swarm_jax.launcher.environment import gpu_cards
+from swarm_jax.launcher.processes import ProcessDied
 from swarm_jax.launcher.runs import COMPILING_STEPS
 
 TRAINING = ("local", "checkpoints", "relay")
@@ -154,7 +155,7 @@ def codecs(args, config, folder: Path, console: Console) -> dict[str, Any]:
 def relay(args, config, folder: Path, console: Console) -> dict[str, Any]:
     platform = flags.PLATFORMS[args.device]
     cards = gpu_cards(os.environ) if platform == "cuda" else []
-    rows = []
+    rows, failed = [], []
     for case in relay_cases.choose(args.cases, len(cards)):
         overrides = [*case.overrides, *args.overrides]
         bench = relay_bench.RelayBench(
@@ -166,10 +167,20 @@ def relay(args, config, folder: Path, console: Console) -> dict[str, Any]:
             cache_dir=flags.default_cache_dir(),
             seconds=args.seconds,
             folder=folder / case.name,
+            peer_wires=args.peer_wires,
         )
-        rows += bench.rows(args.repeats, console)
+        try:
+            rows += bench.rows(args.repeats, console)
+        except (ProcessDied, ConfigError) as error:
+            failed.append(case.name)
+            console.print(f"{case.name}: {error}")
     console.print(relay_bench.relay_table(rows))
-    what = {"rows": rows, "overrides": args.overrides, "config": args.config}
+    what = {
+        "rows": rows,
+        "failed": failed,
+        "overrides": args.overrides,
+        "config": args.config,
+    }
     versions = {name: version(name) for name in ("torch", "hivemind", "numpy")}
     return what | benchmark.machine(args.device) | versions
 

@@ -125,9 +125,9 @@ def test_a_baseline_that_stalls_is_started_again(make_bench):
     assert console.file.getvalue().count("0 microbatches in 1 s are too few") == 1
 
 
-def test_ratios_are_taken_round_by_round():
-    found = compared([10, 40, 30], [20, 50, 100], [1, 4, 2])
-    assert found["ratio_to_limit"] == 0.5 and found["ratio_to_peer"] == 10
+def test_ratios_to_the_limit_are_taken_round_by_round_that_to_the_peer_of_its_best():
+    found = compared([10, 40, 30], [20, 50, 100], [1, 4, 2, 3])
+    assert found["ratio_to_limit"] == 0.5 and found["ratio_to_peer"] == 7.5
     assert (found["tokens_per_s"], found["limit_tokens_per_s"]) == (30, 50)
 
 
