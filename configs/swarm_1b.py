@@ -3,7 +3,8 @@
     python -m scripts.launch --config configs/swarm_1b.py --workdir runs/swarm_1b
 
 It was trained for six steps, for its speed: 2,635 tokens/s on one NVIDIA H200, 5,199 on
-two H100 (docs/performance.md); what it learns in a whole run is not known. Its head is its embedding table, of which the first and the last stage hold a copy each (with
+two H100 (docs/performance.md); what it learns in a whole run is not known. Its head is
+its embedding table, of which the first and the last stage hold a copy each (with
 ``--config.model.tied_head=False`` it has 1.22 billion parameters).
 
 The size is that of the SWARM paper's run: blocks of 12 D^2 and one table of 50,304 rows
