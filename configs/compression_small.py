@@ -7,7 +7,7 @@
         --plot runs/small/results.png
 
 The study of ``configs/compression.py`` with fewer and narrower blocks, and with an
-output matrix of its own, so that a swarm can be cut between it and the embedding:
+output matrix of its own. A swarm trains it, too:
 
     python -m scripts.launch --config configs/compression_small.py --workdir runs/swarm
 

@@ -1,6 +1,6 @@
 """Two stages of three wide blocks: what the data path between peers is measured with.
 
-    python -m scripts.benchmark relay --config configs/relay.py --device cuda12
+    python -m scripts.benchmark relay --config configs/relay.py --device cuda13
 
 It is made for one or two GPUs with 80 GB each; the benchmark makes its other cases by
 overrides. docs/performance.md says how to read the result. The learning rate is small,

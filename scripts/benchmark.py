@@ -5,7 +5,7 @@
     python -m scripts.benchmark codecs --repeats 50
     python -m scripts.benchmark stage --repeats 20
     python -m scripts.benchmark data
-    python -m scripts.benchmark relay --config configs/relay.py --device cuda12
+    python -m scripts.benchmark relay --config configs/relay.py --device cuda13
     python -m scripts.benchmark wan --models base ours --rtt_ms 0 100
     python -m scripts.benchmark close --peers 2 --dilation 8
 

@@ -11,7 +11,7 @@ MODELS = ("base", "xxlarge", "gpt3", "ours")
 def add_stage(parser: argparse.ArgumentParser) -> None:
     stage = parser.add_argument_group("stage")
     stage.add_argument(
-        "--stage", type=int, default=0, help="what to measure (default: %(default)s)"
+        "--stage", type=int, default=0, help="of the experiment (default: %(default)s)"
     )
     stage.add_argument(
         "--peak_tflops",
@@ -68,7 +68,7 @@ def add_wan(parser: argparse.ArgumentParser) -> None:
         help="speeds of the accelerators, in 10^12 FLOP/s (default: 15 30)",
     )
     wan.add_argument(
-        "--stages", type=int, default=3, metavar="N", help="pipeline (default: 3)"
+        "--stages", type=int, default=3, metavar="N", help="in a row (default: 3)"
     )
     wan.add_argument(
         "--in_flight",
@@ -96,7 +96,12 @@ def add_close(parser: argparse.ArgumentParser) -> None:
         help="sizes of a stage, in 10^6 bytes of float32 (default: 100 1000)",
     )
     close.add_argument(
-        "--peers", type=int, nargs="+", default=[2, 4], metavar="N", help="default: 2 4"
+        "--peers",
+        type=int,
+        nargs="+",
+        default=[2, 4],
+        metavar="N",
+        help="members of the all-reduce (default: 2 4)",
     )
     close.add_argument(
         "--wires",

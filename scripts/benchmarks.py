@@ -41,7 +41,7 @@ def check(args, config) -> None:
         _check_codecs(args)
     if args.peak_tflops is not None and args.peak_tflops <= 0:
         raise ConfigError(f"--peak_tflops {args.peak_tflops}: use a positive number")
-    if not 0 <= args.stage < config.swarm.num_stages:
+    if args.what == "stage" and not 0 <= args.stage < config.swarm.num_stages:
         raise ConfigError(
             f"--stage {args.stage}: this experiment has stages 0 to "
             f"{config.swarm.num_stages - 1}"

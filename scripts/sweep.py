@@ -68,8 +68,8 @@ def parse(argv: Sequence[str] | None):
         "--runner",
         choices=sorted(RUNNERS),
         default="single",
-        help="a process that simulates the swarm's wire, a swarm on this machine, or "
-        "PyTorch (default: %(default)s)",
+        help="single: one process that simulates the swarm's wire; launch: a swarm on "
+        "this machine; pytorch: PyTorch (default: %(default)s)",
     )
     help = "how many train at a time; they share a GPU's memory (default: %(default)s)"
     add("--parallel", type=int, default=1, metavar="N", help=help)

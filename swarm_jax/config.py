@@ -221,8 +221,8 @@ class TuningConfig:
             that the swarm takes meanwhile.
         residual_bytes: Device memory of a stage server for what its microbatches keep
             between forward and backward; those that find none left compute forward
-            twice. None: what the device has left. Several peers that share a CPU's
-            main memory, or leave none of it, need a number.
+            twice. None: what the device has left; on a CPU a quarter of main memory:
+            set it if several peers share one CPU's.
         offload_optimizer: Whether a stage server with an accelerator has its parameters
             and optimizer state in main memory, and updates them there: more fits the
             device, and updates take longer. Peers of a stage that differ in it drift

@@ -64,7 +64,7 @@ def welcome(
 ) -> str:
     """What a bootstrap prints: its addresses, and how the others find it."""
     initial_peers = reachable(maddrs)[:1]
-    workdir = f"runs/{run_id}"
+    workdir = f"runs/{run_id}_by_hand"
     lines = ["Bootstrap of the swarm. Addresses:"]
     lines += [f"  {maddr}" for maddr in maddrs]
     lines += ["", "Next, one or more stage servers for each stage, on any machine:"]

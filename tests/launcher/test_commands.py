@@ -41,4 +41,4 @@ def test_printed_commands_can_be_pasted():
     for command in commands:
         assert override in command
         assert command[command.index("--initial_peers") + 1] == PRIVATE
-        assert command[command.index("--workdir") + 1] == "runs/tiny"
+        assert command[command.index("--workdir") + 1] == "runs/tiny_by_hand"
