@@ -129,9 +129,11 @@ class Relaying:
         except Abandoned:
             return self._old_round()
         except asyncio.CancelledError:
-            if not work.superseded:
-                raise
+            superseded = work.superseded
+        if superseded:
             return self._old_round()
+        # Not the one that was caught: its traceback holds residuals, and the task it.
+        raise asyncio.CancelledError
 
     def cancel_older_than(self, round_: Round) -> None:
         for work in list(self._work.values()):

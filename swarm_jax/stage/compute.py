@@ -343,6 +343,12 @@ class StageCompute:
         self._queue.cancel_waiting()
         self._close()
 
+    def _release(self) -> None:
+        """Frees the device's memory, whoever still has this object."""
+        self._params = self._opt_state = self._weights = None
+        self._gradient_sum = self._reduced = None
+        self.forget_previous()
+
     def _choose_weights(self, previous: bool) -> Any:
         if not previous:
             return self._weights

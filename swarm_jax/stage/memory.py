@@ -37,13 +37,14 @@ def plan_residuals(
         residual_bytes: Memory for residuals; None: what the device has left beside the
             stage's other arrays and its most demanding program.
         most: Microbatches that the stage is given at once. If all fit, what recomputes
-            is not compiled, which takes as long as the rest.
+            is not compiled, which takes as long as the rest; but on devices that must
+            not meet a program for the first time while they serve.
     """
     on_host = jax.default_backend() == "cpu"
     ahead = Ahead(programs, init, home, run_passes=not on_host)
     ahead.compile()
     fit = fitting(ahead, residual_bytes)
-    if fit is not None and fit < most:
+    if fit is not None and (fit < most or not on_host):
         ahead.compile_recomputing()
         fit = fitting(ahead, residual_bytes)
     return ResidualBudget(fit)

@@ -122,7 +122,10 @@ class DeviceQueue:
         # Not a `finally` here: a task cancelled before its first step runs none.
         waiter.add_done_callback(partial(self._forget, entry))
         self._start_next()
-        return await waiter
+        try:
+            return await waiter
+        finally:
+            del entry, waiter  # an exception of it holds this frame
 
     def cancel_waiting(self) -> None:
         """Cancels everything that has not been started."""
@@ -159,7 +162,8 @@ class DeviceQueue:
         self._start_next()
 
     def _hand_out(self, entry: _Entry) -> None:
-        finished = entry.finished
+        # Its future holds the callback that holds the entry.
+        finished, entry.finished = entry.finished, None
         began_s = max(finished.started_s, self._last_ready_s)
         compute_s = max(finished.ready_s - began_s, 0.0)
         self._last_ready_s = max(self._last_ready_s, finished.ready_s)

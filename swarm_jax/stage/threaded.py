@@ -54,6 +54,10 @@ class ThreadedCompute(StageCompute):
             **({} if on_host else {"upload": self._threads.upload}),
         )
 
+    def close(self) -> None:
+        super().close()
+        self._release()
+
 
 class _Threads:
     """Runner with threads that launch, fetch, upload, and bring over whole states."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import weakref
 from functools import partial
 
 import jax
@@ -45,6 +46,15 @@ def make_pair(make_stages):
     yield make
     for compute in made:
         compute.close()
+
+
+@pytest.fixture
+def without_gc():
+    """What is dropped is gone at once, or this says that something holds it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 async def there_and_back(pair, microbatch, count, previous=False):
@@ -138,7 +148,9 @@ def test_more_than_fit_are_recomputed_until_one_is_back(make_pair, make_microbat
     asyncio.run(scenario())
 
 
-def test_a_dropped_microbatch_gives_its_place_back(make_pair, make_microbatch):
+def test_a_dropped_microbatch_gives_its_place_back(
+    make_pair, make_microbatch, without_gc
+):
     async def scenario():
         first, _ = make_pair(1, ThreadedCompute)
         inputs_BL, _ = make_microbatch(0)
@@ -152,15 +164,52 @@ def test_a_dropped_microbatch_gives_its_place_back(make_pair, make_microbatch):
         await asyncio.gather(dropped, return_exceptions=True)
         await first.digest()
         del dropped
-        gc.collect()
         there = await forward()
         assert not there.residuals.is_recomputed
         assert (await forward()).residuals.is_recomputed
         del there
-        gc.collect()
         assert not (await forward()).residuals.is_recomputed
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("kind", [InlineCompute, ThreadedCompute])
+def test_an_abandoned_microbatch_gives_its_place_back(
+    kind, make_pair, make_microbatch, without_gc
+):
+    async def scenario():
+        first, _ = make_pair(1, kind)
+        inputs_BL, _ = make_microbatch(0)
+
+        async def relay():
+            there = await first.forward((inputs_BL,), keep=True, order=0)
+            residuals, count = there.residuals, Count(allowed=False)
+            try:
+                await first.backward(residuals, there.y, count=count, order=0)
+            except Abandoned:
+                return
+            raise AssertionError
+
+        await asyncio.ensure_future(relay())
+        await first.digest()  # by then no thread holds on to the first forward
+        there = await first.forward((inputs_BL,), keep=True, order=0)
+        assert not there.residuals.is_recomputed
+
+    asyncio.run(scenario())
+
+
+def test_what_was_closed_holds_nothing_on_the_device(make_pair, make_microbatch):
+    pair = make_pair(None, ThreadedCompute)
+
+    async def scenario():
+        await there_and_back(pair, make_microbatch(0), Count())
+        await close_step(pair)
+
+    asyncio.run(scenario())
+    for compute in pair:
+        held = [weakref.ref(leaf) for leaf in jax.tree.leaves(compute.params)]
+        compute.close()
+        assert held and not any(leaf() for leaf in held)
 
 
 def test_a_refused_count_leaves_the_residuals_for_an_uncounted_pass(
