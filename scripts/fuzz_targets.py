@@ -25,7 +25,7 @@ from swarm_jax.net.decoder import FrameDecoder
 from swarm_jax.net.frames import IncomingBody, Kind, encode, parse_head
 from swarm_jax.net.hivemind_allreduce import HivemindAllReduce, _mean_in, _Round
 from swarm_jax.net.hivemind_butterfly import ExactReducer, ExactRunner
-from swarm_jax.net.parts import PART_CODECS
+from swarm_jax.net.parts import PART_CODECS, PartCodec
 from swarm_jax.net.protocols import Message
 from swarm_jax.roles.lease import _is_claim
 from swarm_jax.roles.messages import (
@@ -189,22 +189,32 @@ def dht(data: bytes) -> None:
 
 
 _PEERS = ("me", "peer")
-_MEAN = np.zeros(4, np.float32)
-_PART_CODEC = PART_CODECS["float32"]
+_SIZES = 4, 2
 
 
 def allreduce(data: bytes) -> None:
     """A part of a round, at the door and behind it, and a mean that came back."""
-    fuzz_streams.LOOP.run_until_complete(_allreduce(data))
-
-
-async def _allreduce(data: bytes) -> None:
     header = _unpacked(data, "allreduce")
     if not isinstance(header, dict) or not all(isinstance(k, str) for k in header):
         return
+    for codec in PART_CODECS.values():
+        parts = [_part(codec, size, data) for size in _SIZES]
+        fuzz_streams.LOOP.run_until_complete(_allreduce(header, codec, parts))
+
+
+def _part(codec: PartCodec, size: int, data: bytes) -> list[np.ndarray]:
+    """A part of so many values that is made of these bytes."""
+    octets = np.frombuffer(data or bytes(1), np.uint8)
+    arrays = [np.zeros(shape, dtype) for dtype, shape in codec.specs(size)]
+    return [np.resize(octets, array.nbytes).view(array.dtype) for array in arrays]
+
+
+async def _allreduce(
+    header: dict[str, Any], codec: PartCodec, parts: list[list[np.ndarray]]
+) -> None:
     node = SimpleNamespace(peer_id="me")
-    service = HivemindAllReduce(node, None, 0.5, _PART_CODEC)
-    reducer = ExactReducer([4, 2], 2, _PART_CODEC)
+    service = HivemindAllReduce(node, None, 0.5, codec)
+    reducer = ExactReducer(list(_SIZES), 2, codec)
     runner = SimpleNamespace(tensor_part_reducer=reducer, _peers=_PEERS)
 
     async def aggregate(*arguments):
@@ -213,16 +223,16 @@ async def _allreduce(data: bytes) -> None:
     runner.aggregate = aggregate
     service._rounds["g"] = _Round(b"d", _PEERS, runner)
     service._over["o"] = AllReduceVoid((), "over")
-    runner.tensor_part_reducer.add(0, 0, _MEAN)
-    for part in (_MEAN, _MEAN[:2]):
+    runner.tensor_part_reducer.add(0, 0, np.zeros(_SIZES[0], np.float32))
+    for size, part in zip(_SIZES, parts, strict=True):
         with contextlib.suppress(BadMessage):
-            if service.admit("peer", header, [("float32", part.shape)]) is None:
+            if service.admit("peer", header, codec.specs(size)) is None:
                 # Without the others' parts it waits, as long as its caller does.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(2.0):
-                        await service.handle("peer", Message(header, [part]))
+                        await service.handle("peer", Message(header, part))
     with contextlib.suppress(BadMessage, AllReduceVoid):
-        _mean_in(Message(header, [_MEAN]), "peer", _MEAN.size, _PEERS, _PART_CODEC)
+        _mean_in(Message(header, parts[0]), "peer", _SIZES[0], _PEERS, codec)
     runner.tensor_part_reducer.finalize()
 
 

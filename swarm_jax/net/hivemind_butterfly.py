@@ -249,7 +249,9 @@ class ExactReducer:
 
 def _mean(parts: Sequence[np.ndarray]) -> np.ndarray:
     total = parts[0].copy()
-    for part in parts[1:]:
-        total += part
-    total /= np.float32(len(parts))
+    # Who takes the mean looks whether it is finite.
+    with np.errstate(invalid="ignore", over="ignore"):
+        for part in parts[1:]:
+            total += part
+        total /= np.float32(len(parts))
     return total
