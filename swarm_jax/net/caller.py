@@ -65,7 +65,7 @@ class Caller(Link):
         self._ids = itertools.count(1)
         self._last_id = 0
         self._free = asyncio.Semaphore(MAX_CALLS)
-        self._heard_s = 0.0
+        self._heard_s = self._look_s = 0.0
         self._watch: asyncio.TimerHandle | None = None
 
     async def call(self, message: Message, *, timeout_s: float) -> Message:
@@ -96,6 +96,7 @@ class Caller(Link):
         answer.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._calls[call_id] = _Outgoing(answer)
         if self._watch is None:
+            self._look_s = self._loop.time()
             self._check_silence()
         sent = False
         try:
@@ -115,14 +116,22 @@ class Caller(Link):
         self._heard_s = self._loop.time()
 
     def _check_silence(self) -> None:
+        """Looks whether the peer was heard of; a look that comes late proves nothing.
+
+        For then it was us who stood still, and what the peer sent may wait to be read.
+        """
         self._watch = None
-        limit_s = SILENT_HEARTBEATS * self._heartbeat_s
-        left_s = self._heard_s + limit_s - self._loop.time()
-        if self._calls and left_s <= 0:
+        if not self._calls:
+            return
+        now_s, limit_s = self._loop.time(), SILENT_HEARTBEATS * self._heartbeat_s
+        if now_s > self._look_s + self._heartbeat_s / 2:
+            self._heard_s = max(self._heard_s, now_s + self._heartbeat_s - limit_s)
+        if now_s >= self._heard_s + limit_s:
             self._fail(PeerStalled(self.peer, f"silent for {limit_s:g} s"))
             self.abort()
-        elif self._calls:
-            self._watch = self._loop.call_later(left_s, self._check_silence)
+        else:
+            self._look_s = self._heard_s + limit_s
+            self._watch = self._loop.call_at(self._look_s, self._check_silence)
 
     def drop(self, error: BadMessage) -> None:
         self._fail(error)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -97,6 +98,16 @@ class SwarmByHand:
         command += ["--initial_peers", *self.peers, "--host_maddrs", LOOPBACK]
         name = f"migrate-{self._moves}"
         return self._processes.start(name, command, self._environment)
+
+    def repartition(self) -> dict[str, Any]:
+        """What ``scripts.repartition`` plans for the peers that it finds online."""
+        report = self.workdir / "partition.json"
+        command = [sys.executable, "-m", "scripts.repartition", *self.experiment]
+        command += ["--checkpoint_dir", str(self.workdir / "checkpoints")]
+        command += ["--initial_peers", *self.peers, "--host_maddrs", LOOPBACK]
+        command += ["--json", str(report)]
+        self.finish(self._processes.start("repartition", command, self._environment))
+        return json.loads(report.read_text())
 
     def launch(self, name: str, *arguments: str) -> Child:
         """Starts ``scripts.launch`` in this folder; its trainer is "trainer".

@@ -96,6 +96,14 @@ def test_a_peer_is_moved_by_hand(swarm, single):
     assert "stage0-1 is ONLINE in stage 2" in move.log.read_text()
     again = swarm.migrate("stage0-1", 2)
     assert "stage0-1 serves stage 2 already" in swarm.finish(again)
+    swarm.wait_until(swarm.checkpoints, trainer)
+    plan = swarm.repartition()
+    assert [sorted(peers) for peers in plan["now"]["peers"]] == [
+        ["stage0-0"],
+        ["stage1-0", "stage1-1"],
+        ["stage0-1", "stage2-0"],
+    ]
+    assert plan["step"] % 10 == 0 and min(plan["speeds"].values()) > 0
     swarm.finish(trainer)
     oracle.check_steps(swarm, single)
     oracle.check_parameters(swarm, single, swarm.servers)

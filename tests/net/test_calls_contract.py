@@ -14,6 +14,7 @@ from swarm_jax.errors import (
     RemoteError,
 )
 from swarm_jax.net.protocols import Message
+from tests.net.conftest import HEARTBEAT_S
 
 pytestmark = pytest.mark.parametrize(
     "swarm", ["local", "hivemind", "same_host"], indirect=True
@@ -213,6 +214,16 @@ async def test_a_peer_that_does_not_serve_is_lost(swarm):
         with pytest.raises(PeerLost) as caught:
             await caller.calls.call(peer, do("echo"), timeout_s=10)
         assert caught.value.peer == peer
+
+
+async def test_who_stood_still_does_not_take_the_other_for_silent(swarm, make_service):
+    caller, callee = await pair(swarm, make_service())
+    asked = asyncio.ensure_future(
+        caller.calls.call(callee.peer_id, do("wait", seconds=1.0), timeout_s=30)
+    )
+    await asyncio.sleep(0.3)
+    time.sleep(4 * HEARTBEAT_S)  # as in a process that was stopped
+    assert (await asked).header
 
 
 async def test_many_calls_at_once_get_their_own_answers(swarm, make_service):
