@@ -96,7 +96,7 @@ class Ahead:
     def _pass(self, program: Any, *arguments: Any) -> None:
         self._ahead(program, *arguments)
         if self._run_passes:
-            jax.block_until_ready(program(*_zeros(arguments)))
+            jax.block_until_ready(program(*jax.tree.map(jnp.zeros_like, arguments)))
 
     def _ahead(self, program: Any, *arguments: Any) -> None:
         taken = self._compiled(program, *arguments)
@@ -111,7 +111,3 @@ class Ahead:
 
 def _shapes(specs: Specs) -> tuple[jax.ShapeDtypeStruct, ...]:
     return tuple(jax.ShapeDtypeStruct(shape, np.dtype(name)) for name, shape in specs)
-
-
-def _zeros(shapes: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

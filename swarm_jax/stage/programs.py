@@ -175,7 +175,7 @@ def make_stage_programs(
         tied_leaf=tied_leaf,
         cast=jax.jit(cast) if is_cast else lambda params: params,
         init_optimizer=jax.jit(optimizer.init),
-        zeros=jax.jit(lambda: _zeros(shapes)),
+        zeros=jax.jit(lambda: jax.tree.map(jnp.zeros_like, shapes)),
         forward=jax.jit(passes.forward),
         forward_keeping=jax.jit(passes.forward_keeping),
         backward=jax.jit(passes.backward),
@@ -320,7 +320,3 @@ def _find(tree: Tree, path: tuple[str, ...] | None) -> int | None:
         return None
     leaves = jax.tree.leaves_with_path(tree)
     return [tuple(key.key for key in keys) for keys, _ in leaves].index(path)
-
-
-def _zeros(shapes: Tree) -> Tree:
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

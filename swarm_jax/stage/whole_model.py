@@ -62,7 +62,7 @@ def make_train_step(
             ), None
 
         shapes = jax.eval_shape(jax.value_and_grad(loss), params, inputs_NL, targets_NL)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        zeros = jax.tree.map(jnp.zeros_like, shapes)
         (loss_sum, gradient_sum), _ = jax.lax.scan(
             add, zeros, (inputs_NL.reshape(split), targets_NL.reshape(split))
         )
