@@ -331,3 +331,24 @@ class ScriptedService:
 @pytest.fixture
 def make_service() -> type[ScriptedService]:
     return ScriptedService
+
+
+@pytest.fixture
+def make_calls(runner, nodes):
+    """``make_calls(protocol, **settings)`` on a node of the session."""
+    made = []
+
+    async def make(protocol, **settings):
+        node = await nodes.take()
+        defaults = {"heartbeat_s": HEARTBEAT_S, "max_message_bytes": 1 << 24}
+        made.append((HivemindCalls(node, protocol, **{**defaults, **settings}), node))
+        return made[-1][0]
+
+    yield make
+
+    async def close():
+        for calls, node in made:
+            await calls.close()
+            nodes.free.append(node)
+
+    runner.run(close())

@@ -13,27 +13,6 @@ from swarm_jax.net.protocols import Message
 protocols = map("calls{}".format, itertools.count())
 
 
-@pytest.fixture
-def make_calls(runner, nodes):
-    """``make_calls(protocol, **settings)`` on a node of the session."""
-    made = []
-
-    async def make(protocol, **settings):
-        node = await nodes.take()
-        defaults = {"heartbeat_s": 0.3, "max_message_bytes": 1 << 20}
-        made.append((HivemindCalls(node, protocol, **{**defaults, **settings}), node))
-        return made[-1][0]
-
-    yield make
-
-    async def close():
-        for calls, node in made:
-            await calls.close()
-            nodes.free.append(node)
-
-    runner.run(close())
-
-
 async def test_peers_of_another_swarm_find_no_handler(make_calls, make_service):
     service = make_service()
     caller, callee = await make_calls("swarm one"), await make_calls("swarm two")

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from swarm_jax.net import same_host
-from swarm_jax.net.hivemind_calls import HivemindCalls
 from swarm_jax.net.protocols import Message
 from swarm_jax.net.same_host import (
     SECRET_BYTES,
@@ -125,27 +124,6 @@ def test_a_killed_process_leaves_no_socket():
         assert name[1:] in Path("/proc/net/unix").read_text()
         process.send_signal(signal.SIGKILL)
     assert name[1:] not in Path("/proc/net/unix").read_text()
-
-
-@pytest.fixture
-def make_calls(runner, nodes):
-    """``make_calls(protocol, **settings)`` on a node of the session."""
-    made = []
-
-    async def make(protocol, **settings):
-        node = await nodes.take()
-        defaults = {"heartbeat_s": 0.3, "max_message_bytes": 1 << 24}
-        made.append((HivemindCalls(node, protocol, **{**defaults, **settings}), node))
-        return made[-1][0]
-
-    yield make
-
-    async def close():
-        for calls, node in made:
-            await calls.close()
-            nodes.free.append(node)
-
-    runner.run(close())
 
 
 async def echo(caller, callee) -> None:
