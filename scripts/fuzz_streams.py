@@ -373,13 +373,13 @@ class _Compute:
     tied_leaf = None
     queued = 0
 
-    async def forward(self, x, *, keep, order, previous=False):
+    async def forward(self, x, *, keep, order, previous=0):
         return Forward([X_BLD], object(), True, 0.0)
 
     async def backward(self, residuals, grad_y, *, count, order):
         return self._counted(count, 0.0)
 
-    async def loss_backward(self, x, targets, *, count, order, previous=False):
+    async def loss_backward(self, x, targets, *, count, order, previous=0):
         return self._counted(count, 1.0)
 
     def _counted(self, count, loss_sum):
@@ -405,6 +405,9 @@ class _Compute:
         return 1.0
 
     async def apply(self, gradient_norm):
+        pass
+
+    async def skip(self):
         pass
 
     def forget_previous(self):

@@ -86,6 +86,9 @@ def compare(args: argparse.Namespace, config: ExperimentConfig) -> None:
 
 def set_up(args: argparse.Namespace, config: ExperimentConfig, device: str | None):
     """Returns data, PyTorch's trainer, JAX's control and its initial parameters."""
+    if config.swarm.delayed_updates:
+        way_out = "compare with python -m scripts.train_single, which has them"
+        raise ConfigError(f"swarm.delayed_updates: PyTorch has none; {way_out}")
     device = torch_device(device)
     from models.torch_training import TorchTrainer
     from scripts import wiring

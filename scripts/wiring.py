@@ -142,7 +142,9 @@ def make_compute(
     programs, seeded = make_programs(config, stage), _make_init(config, stage)
     init = _initial(config, seeded, stage_layers(config)[stage].first_layer, folder)
     if inline:
-        return InlineCompute(programs, init, duration_s)
+        return InlineCompute(
+            programs, init, duration_s, delayed_updates=config.swarm.delayed_updates
+        )
     tuning = config.tuning
     home = optimizer_home(tuning.offload_optimizer)
     residuals = plan_residuals(
@@ -151,8 +153,11 @@ def make_compute(
         home=home,
         residual_bytes=tuning.residual_bytes,
         most=tuning.max_queue,
+        delayed_updates=config.swarm.delayed_updates,
     )
-    return ThreadedCompute(programs, init, residuals, home)
+    return ThreadedCompute(
+        programs, init, residuals, home, config.swarm.delayed_updates
+    )
 
 
 def initial_params(config: ExperimentConfig, folder: str | None) -> functional.Params:
@@ -245,6 +250,7 @@ def make_control(config: ExperimentConfig, *, simulate_wire: bool = False):
         _optimizer(config, functions),
         clip_norm=config.optimizer.clip_norm,
         microbatch_size=config.swarm.microbatch_size,
+        delayed_updates=config.swarm.delayed_updates,
     )
 
 

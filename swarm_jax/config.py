@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,9 @@ class SwarmConfig:
             "float32" (exact), "float16" or "int8" (``net/parts.py``).
         on_nonfinite: "stop" the run, or "skip_step", when the model itself gives
             non-finite values.
+        delayed_updates: Whether a step's gradients are at the parameters before the
+            last update, always and everywhere. Then its microbatches run while the
+            step before is closed. Another algorithm: plain training has it, too.
     """
 
     num_stages: int = 3
@@ -128,6 +131,7 @@ class SwarmConfig:
     gradient_wire: str | None = None
     allreduce_wire: str = "float32"
     on_nonfinite: str = "stop"
+    delayed_updates: bool = False
 
     def __post_init__(self):
         _at_least("swarm.num_stages", self.num_stages, 1)
@@ -388,14 +392,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     Args:
         path: Python file with ``get_config() -> ExperimentConfig``.
         overrides: ``--config.a.b=value`` strings; values are Python literals, or else
-            taken as text.
+            taken as text. ``--config.a.b`` alone makes a switch True.
 
     Raises:
         ConfigError: No such file or field, or a value that cannot work.
     """
     try:
         config = load_module(path).get_config()
-        return override(config, dict(_parse(text) for text in overrides)).check()
+        switches = {k for k, value in leaves(config).items() if type(value) is bool}
+        values = dict(_parse(text, switches) for text in overrides)
+        return override(config, values).check()
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
@@ -442,8 +448,10 @@ def _typed(name: str, old: Any, new: Any) -> Any:
     return new
 
 
-def _parse(text: str) -> tuple[str, Any]:
+def _parse(text: str, switches: Collection[str]) -> tuple[str, Any]:
     name, equals, value = text.removeprefix("--config.").partition("=")
+    if not equals and name in switches:
+        return name, True
     if not text.startswith("--config.") or not equals:
         raise ConfigError(f"Cannot read override {text!r}: write --config.FIELD=VALUE")
     try:

@@ -26,6 +26,21 @@ def test_override_changes_a_leaf_and_the_fingerprints_that_depend_on_it():
     assert reseeded.model_fingerprint() != base.model_fingerprint()
 
 
+def test_a_switch_needs_no_value():
+    assert load_config(TINY, ["--config.swarm.delayed_updates"]).swarm.delayed_updates
+    with pytest.raises(ConfigError, match="write --config.FIELD=VALUE"):
+        load_config(TINY, ["--config.steps"])
+
+
+def test_delayed_updates_keep_swarms_apart_but_not_checkpoints():
+    delayed, plain = (
+        load_config(TINY, [f"--config.swarm.delayed_updates={value}"])
+        for value in (True, False)
+    )
+    assert delayed.swarm_fingerprint() != plain.swarm_fingerprint()
+    assert delayed.model_fingerprint() == plain.model_fingerprint()
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

@@ -52,6 +52,7 @@ class Close:
             next round commits with this record.
         donors: If an end that is tied to another gets the step again: peers of that
             other one, which give the gradient that they have applied.
+        ahead: What can be sent of the next step meanwhile, with delayed updates.
     """
 
     step: int
@@ -60,6 +61,7 @@ class Close:
     record: CommitRecord | None = None
     generation: int = 0
     donors: tuple[str, ...] = ()
+    ahead: Feed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ def next_action(
     newest_seen: Newest,
     left_out: frozenset[str] = frozenset(),
     tied_stages: frozenset[int] = frozenset(),
+    delayed_updates: bool = False,
 ) -> Action:
     """Decides the leader's next action from what its peers just reported.
 
@@ -127,6 +130,8 @@ def next_action(
         newest_seen: How far the run has been; from less it does not go on by itself.
         left_out: Peers that this step is closed without, if their stages have others.
         tied_stages: The two that have a copy of one table each, if there are such.
+        delayed_updates: Whether a step's gradients are at the parameters before the
+            last update, so that its microbatches may run while that is made.
     """
     reports = list(reports)
     generation = max((report.generation for report in reports), default=0)
@@ -140,7 +145,8 @@ def next_action(
         return behind
     newest = {stage: max(p.step for p in peers) for stage, peers in stages.items()}
     low, high = min(newest.values()), max(newest.values())
-    step = _Step(low, generation, microbatches, left_out, tied_stages)
+    has_next = delayed_updates and low + 1 < steps
+    step = _Step(low, generation, microbatches, left_out, tied_stages, has_next)
     if low < high:
         return _finish_commit(stages, high, step)
     current, stale = _split_by_lineage(stages, low, left_out)
@@ -239,6 +245,7 @@ class _Step:
     microbatches: int
     left_out: frozenset[str]
     tied_stages: frozenset[int]
+    may_feed_ahead: bool = False
     record: CommitRecord | None = None
     donors: tuple[str, ...] = ()
 
@@ -266,9 +273,31 @@ class _Step:
             for stage in members
         }
         groups = {stage: tuple(peers) for stage, peers in members.items()}
+        ahead = None
+        if self.may_feed_ahead and self.record is None:
+            ahead = self._ahead(members)
         return Close(
-            self.number, groups, waiting, self.record, self.generation, self.donors
+            self.number,
+            groups,
+            waiting,
+            self.record,
+            self.generation,
+            self.donors,
+            ahead,
         )
+
+    def _ahead(self, members: Mapping[int, Sequence[Report]]) -> Feed | None:
+        """What of the next step nobody has counted yet; None: nothing can be fed.
+
+        All stages are at this step, so all have the parameters that it runs with. What
+        is lost of it, or counted twice, is found when this step is committed.
+        """
+        early = {stage: [p.early for p in peers] for stage, peers in members.items()}
+        missing = missing_stages(early, self.microbatches)
+        feed = self._feed(members, missing)
+        if not missing or not isinstance(feed, Feed):
+            return None
+        return replace(feed, step=self.number + 1)
 
     def _feed(
         self,

@@ -28,8 +28,9 @@ class Report:
         lineage: Hash chain over all gradients it has applied: equal lineage means
             equal parameters.
         counted: Indices in its gradient sum.
+        early: Indices in its sum of the next step, if updates are delayed.
         prepared_step: Step whose all-reduced gradient it holds, if any.
-        can_replay: Whether it still has the parameters of the step before.
+        can_replay: Whether it can still run microbatches of the step before.
         last_commit: Record of its last commit, if any.
         losses: Loss sum of each counted index; last stage only.
         saved: Steps of the checkpoints that it can restore its stage from.
@@ -52,9 +53,10 @@ class Report:
     saved: frozenset[int] = frozenset()
     folder: str = ""
     newest_heard: tuple[int, int] = (0, 0)
+    early: frozenset[int] = frozenset()
 
     def can_serve(self, step: int) -> bool:
-        """Whether it has the parameters of ``step``."""
+        """Whether it can run microbatches of ``step``."""
         return self.step == step or (self.can_replay and self.step == step + 1)
 
     def can_restore(self, step: int) -> bool:

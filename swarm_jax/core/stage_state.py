@@ -23,18 +23,27 @@ class Position(NamedTuple):
 class StageState:
     """Step, lineage, ledger and promise of one peer (design, section 5).
 
+    Args:
+        staleness: By how many updates a step's gradients are behind: 1 with delayed
+            updates, else 0.
+
     Attributes:
         generation: How often the run went back, to a checkpoint or to step 0.
-        can_replay: Whether the device still has the parameters of the step before.
+        can_replay: Whether the device still has the parameters that the microbatches of
+            the step before run with.
         promise: The newest round it has answered; older ones are refused.
-        settling: Indices whose gradient the device is adding right now.
+        early: Ledger of the next step, whose microbatches may run before this one is
+            committed if updates are delayed. The next commit makes it the ledger.
+        settling, settling_early: Indices whose gradient the device is adding right now.
         changing: Whether device and ledger are being changed together (update, drop,
-            new state): until that is over nothing may enter the sum.
+            new state): until that is over nothing may enter a sum.
+        held: Whether the sum of this step must stay as it is; the early one need not.
         prepared: (step, digest of the all-reduced gradient), if it holds one.
     """
 
-    def __init__(self, stage: int):
+    def __init__(self, stage: int, staleness: int = 0):
         self.stage = stage
+        self.staleness = staleness
         self.state = ONLINE
         self.generation = 0
         self.step = 0
@@ -42,8 +51,11 @@ class StageState:
         self.lineage = ""
         self.promise = NO_ROUND
         self.ledger = Ledger()
+        self.early = Ledger()
         self.settling: set[int] = set()
+        self.settling_early: set[int] = set()
         self.changing = False
+        self.held = False
         self.prepared: tuple[int, str] | None = None
         self.last_commit: CommitRecord | None = None
 
@@ -60,24 +72,49 @@ class StageState:
 
     def may_count(self, id_: MicrobatchID, round_: Round) -> bool:
         """Whether a gradient of this microbatch may enter the sum at this moment."""
+        is_held = self.changing or (self.held and id_.step == self.step)
+        return not is_held and self._is_wanted(id_, round_)
+
+    def may_count_soon(self, id_: MicrobatchID, round_: Round) -> bool:
+        """Whether only the change that goes on keeps it from being counted."""
+        is_early = id_.step > self.step
+        return self.changing and is_early and self._is_wanted(id_, round_)
+
+    def _is_wanted(self, id_: MicrobatchID, round_: Round) -> bool:
         return (
             self.state in (ONLINE, DRAINING)
-            and not self.changing
             and round_ >= self.promise
-            and id_.step == self.step
+            and 0 <= id_.step - self.step <= self.staleness
             and not self.has_counted(id_)
         )
 
-    def can_serve(self, id_: MicrobatchID, counted_by: Collection[int]) -> bool:
-        """Whether it has the parameters of this microbatch's step.
+    def is_busy(self, id_: MicrobatchID) -> bool:
+        """Whether this microbatch must wait for the end of a change."""
+        return self.changing or (self.held and id_.step <= self.step)
 
-        Those of the step before serve to pass on what other stages lack: that step is
+    def age(self, id_: MicrobatchID, training: bool = True) -> int:
+        """How many updates there were since the parameters that it runs with.
+
+        Below 0 they are still to come. To train, those of ``staleness`` steps before
+        the microbatch's own are taken.
+        """
+        return self.step - id_.step + (self.staleness if training else 0)
+
+    def can_serve(
+        self, id_: MicrobatchID, counted_by: Collection[int], training: bool = True
+    ) -> bool:
+        """Whether it has the parameters that this microbatch runs with.
+
+        The oldest serve to pass on what other stages lack of the step before: that is
         committed here, so nothing more of it may be counted.
         """
-        is_replay = self.can_replay and id_.step == self.step - 1
-        return id_.step == self.step or (is_replay and self.stage not in counted_by)
+        is_kept = 0 <= self.age(id_, training) <= self.staleness + self.can_replay
+        is_over = id_.step < self.step
+        return is_kept and not (is_over and self.stage in counted_by)
 
     def has_counted(self, id_: MicrobatchID) -> bool:
+        if id_.step > self.step:
+            return id_.index in self.early or id_.index in self.settling_early
         return id_.index in self.ledger or id_.index in self.settling
 
     def ledger_digest(self) -> str:
@@ -95,15 +132,21 @@ class StageState:
         self.prepared = (self.step, digest.hexdigest())
 
     def commit(self, gradient_norm: float | None) -> None:
-        """Goes on to the next step; None for a step that is skipped."""
+        """Goes on to the next step; None for a step that is skipped.
+
+        What was counted of it early is its ledger: those gradients are at the
+        parameters before this commit, updated or not.
+        """
         assert gradient_norm is None or self.can_commit
+        assert not self.settling_early
         applied = "skipped" if gradient_norm is None else self.prepared[1]
         link = f"{self.lineage}/{self.step}/{applied}/{gradient_norm!r}"
         self.lineage = hashlib.sha256(link.encode()).hexdigest()[:32]
         self.last_commit = CommitRecord(self.step, gradient_norm)
         self.can_replay = gradient_norm is not None
         self.step += 1
-        self.clear()
+        self.prepared = None
+        self.ledger, self.early = self.early, Ledger()
 
     @property
     def can_commit(self) -> bool:
@@ -124,6 +167,7 @@ class StageState:
         return Position(self.generation, self.step, self.lineage, self.last_commit)
 
     def clear(self) -> None:
-        """Forgets the gradient sum and the all-reduced gradient."""
+        """Forgets the gradient sums and the all-reduced gradient."""
         self.ledger.clear()
+        self.early.clear()
         self.prepared = None

@@ -16,13 +16,22 @@ class Changes:
     can no longer be trusted, and the server ends.
 
     Args:
-        settled: Waits until no gradient is on its way into the sum.
+        settled: Waits until no gradient is on its way into a sum.
+        step_settled: Waits until none is on its way into the sum of this step.
     """
 
-    def __init__(self, state: StageState, settled: Callable[[], Awaitable[None]]):
+    def __init__(
+        self,
+        state: StageState,
+        settled: Callable[[], Awaitable[None]],
+        step_settled: Callable[[], Awaitable[None]] | None = None,
+    ):
         self._state = state
         self._settled = settled
+        self._step_settled = step_settled or settled
         self._turn = asyncio.Lock()
+        self._over = asyncio.Event()
+        self._over.set()
         self.broken: asyncio.Future = asyncio.get_running_loop().create_future()
 
     async def run(self, change: Coroutine[Any, Any, T]) -> T:
@@ -35,13 +44,32 @@ class Changes:
 
         async def closed_to_counts() -> T:
             self._state.changing = True
+            self._over.clear()
             try:
                 await self._settled()
                 return await change
             finally:
                 self._state.changing = False
+                self._over.set()
 
         return await self._alone(closed_to_counts(), change)
+
+    async def hold(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs what needs the sum of this step as it is; the early one may grow."""
+
+        async def held() -> T:
+            self._state.held = True
+            try:
+                await self._step_settled()
+                return await work
+            finally:
+                self._state.held = False
+
+        return await self._alone(held(), work)
+
+    async def over(self) -> None:
+        """Returns when nothing is being changed."""
+        await self._over.wait()
 
     async def read(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs what only needs that no change happens meanwhile; counting goes on."""

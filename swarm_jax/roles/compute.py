@@ -25,7 +25,13 @@ class Count(Protocol):
 
     Both methods are called in the event loop's thread, also when the task that asked
     for the backward pass was cancelled meanwhile.
+
+    Attributes:
+        is_early: From ``start`` on, with delayed updates: whether the gradient belongs
+            to the sum of the next step.
     """
+
+    is_early: bool
 
     def start(self) -> bool:
         """Called just before the device starts; False: abandon the work."""
@@ -73,6 +79,10 @@ class Backward:
 class Compute(Protocol):
     """One stage on one device: parameters, optimizer state, one gradient sum.
 
+    With delayed updates a second sum, of the next step, and the parameters before the
+    last update, with which the gradients of this step are taken: they belong to the
+    state.
+
     Attributes:
         input_specs: (dtype name, shape) of each array that ``forward`` takes.
         gradient_specs: The same for ``backward``'s ``grad_y``.
@@ -91,16 +101,16 @@ class Compute(Protocol):
     queued: int
 
     async def forward(
-        self, x: Arrays, *, keep: bool, order: int, previous: bool = False
+        self, x: Arrays, *, keep: bool, order: int, previous: int = 0
     ) -> Forward:
         """Runs a stage that is not the last one.
 
         Args:
-            previous: With the parameters before the last ``apply``, as all that follows
-                from the residuals.
+            previous: With the parameters before so many of the last updates, as of now;
+                so does all that follows from the residuals.
 
         Raises:
-            Abandoned: The previous parameters are gone.
+            Abandoned: These parameters are gone.
         """
         ...
 
@@ -121,7 +131,7 @@ class Compute(Protocol):
         *,
         count: Count | None,
         order: int,
-        previous: bool = False,
+        previous: int = 0,
     ) -> Backward:
         """Forward, loss and backward of the last stage in one call.
 
@@ -130,8 +140,7 @@ class Compute(Protocol):
             previous: As in ``forward``.
 
         Raises:
-            Abandoned: ``count.start()`` returned False, or the previous parameters are
-                gone.
+            Abandoned: ``count.start()`` returned False, or these parameters are gone.
         """
         ...
 
@@ -163,16 +172,21 @@ class Compute(Protocol):
     async def apply(self, gradient_norm: float) -> None:
         """Optimizer update from the buffer; clears buffer and gradient sum.
 
-        The parameters before it are kept until ``forget_previous``, or the next change
-        of parameters.
+        With delayed updates the sum of the next step takes the place of this one's. The
+        parameters with which the step's gradients were taken are kept until
+        ``forget_previous``, or the next change of parameters.
 
         Args:
             gradient_norm: Norm of the gradient over all stages, for clipping.
         """
         ...
 
+    async def skip(self) -> None:
+        """Goes on to the next step without an update: else as ``apply``."""
+        ...
+
     def forget_previous(self) -> None:
-        """Drops the parameters before the last update, and its tied gradient."""
+        """Drops the parameters of the step before, and its tied gradient."""
         ...
 
     async def previous_tied(self) -> np.ndarray:
@@ -184,15 +198,19 @@ class Compute(Protocol):
         ...
 
     async def clear(self) -> None:
-        """Clears buffer and gradient sum."""
+        """Clears buffer and gradient sums."""
         ...
 
     async def state(self) -> list[np.ndarray]:
-        """Parameters and optimizer state, leaf by leaf: what a stage peer needs."""
+        """What a stage peer needs, leaf by leaf.
+
+        Parameters and optimizer state; then, with delayed updates, the parameters
+        before the last one, as gradients are taken with them.
+        """
         ...
 
     async def load_state(self, state: Arrays) -> None:
-        """Replaces parameters and optimizer state; clears buffer and gradient sum.
+        """Replaces what ``state`` gives; clears buffer and gradient sums.
 
         Raises:
             ValueError: ``state`` does not have the shapes of this stage.
@@ -200,7 +218,7 @@ class Compute(Protocol):
         ...
 
     async def reset(self) -> None:
-        """Parameters and optimizer state as at step 0; clears buffer and sum."""
+        """Parameters and optimizer state as at step 0; clears buffer and sums."""
         ...
 
     async def digest(self) -> str:

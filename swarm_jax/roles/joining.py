@@ -171,7 +171,7 @@ class Joining:
         name = state.generation, state.step
         record = self._commits.get(name)
         if record and record.gradient_norm is None:
-            await self._compute.clear()
+            await self._compute.skip()
             state.commit(None)
             return True
         if not state.can_commit:

@@ -61,6 +61,15 @@ class Totals:
         }
 
 
+@dataclass(slots=True)
+class _Ahead:
+    """What was answered of a step before the one before it was committed."""
+
+    step: int
+    answered: set[int] = field(default_factory=set)
+    latencies_s: list[float] = field(default_factory=list)
+
+
 class Journal:
     """Keeps the figures of the step in progress and writes them when it is committed.
 
@@ -94,6 +103,7 @@ class Journal:
         self._begins = True
         self._answered: set[int] = set()
         self._latencies_s: list[float] = []
+        self._ahead: _Ahead | None = None
         self.totals = Totals()
 
     @property
@@ -130,9 +140,23 @@ class Journal:
             self._step, self._answered, self._latencies_s = step, set(), []
             self._step_start_s = asyncio.get_running_loop().time()
 
+    def feeding_ahead(self, step: int) -> None:
+        """Microbatches of ``step`` are about to be sent while the one before closes."""
+        if self._ahead is None or self._ahead.step != step:
+            self._ahead = _Ahead(step)
+
     def answered(self, index: int, tokens: int, answer: Answer) -> None:
         self._answered.add(index)
         self._latencies_s.append(answer.trace[0]["elapsed_s"])
+        self._add_answer(tokens, answer)
+
+    def answered_ahead(self, index: int, tokens: int, answer: Answer) -> None:
+        """``answered``, of the step that is fed ahead."""
+        self._ahead.answered.add(index)
+        self._ahead.latencies_s.append(answer.trace[0]["elapsed_s"])
+        self._add_answer(tokens, answer)
+
+    def _add_answer(self, tokens: int, answer: Answer) -> None:
         self.totals.answered += 1
         self.totals.traffic.add(answer.trace, tokens)
 
@@ -195,12 +219,21 @@ class Journal:
             record["tokens_per_s"] = record["tokens"] / step_s if step_s else 0.0
             self._add_to_totals(record)
         self._step_start_s = None
+        self._begin_what_is_ahead(record["step"])
         every = self._config.validation.every_steps
         last = record["step"] == self._config.steps
         if last or (every and record["step"] % every == 0):
             self._unvalidated = record
         else:
             self._steps.write(**record)
+
+    def _begin_what_is_ahead(self, step: int) -> None:
+        """The step after the one that is over, if it was begun; timed from now on."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.step == step:
+            self._step, self._answered = step, ahead.answered
+            self._latencies_s = ahead.latencies_s
+            self._step_start_s = asyncio.get_running_loop().time()
 
     def _add_to_totals(self, record: dict[str, Any]) -> None:
         totals, past = self.totals, self.totals.microbatches
@@ -222,6 +255,8 @@ class Journal:
         """
         record, self._unvalidated = self._unvalidated, None
         assert record is not None
+        if self._step_start_s is not None:  # it was begun ahead, and had to wait
+            self._step_start_s = asyncio.get_running_loop().time()
         none = dict.fromkeys(self._config.validation.metrics.values())
         self.totals.validation_losses = none | dict(losses or {})
         self._steps.write(**record, **self.totals.validation_losses)

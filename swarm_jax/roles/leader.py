@@ -103,18 +103,21 @@ class Leader:
                 newest_seen=self._newest,
                 left_out=self._preparing.left_out,
                 tied_stages=self._config.tied_stages,
+                delayed_updates=self._config.swarm.delayed_updates,
             )
             if not (isinstance(action, Wait) and action.is_lost):
                 self._lost_since_s = None
             match action:
-                case Feed() | Done() if self._may_validate(action, reports):
+                case Feed() | Close() | Done() if self._may_validate(action, reports):
                     await self._validate(reports)
                 case Feed():
                     await self._feed(action, reports)
                 case Drop():
                     await self._drop(action)
-                case Close():
+                case Close(ahead=None):
                     await self._close(action, reports)
+                case Close():
+                    await self._close_and_feed(action, action.ahead, reports)
                 case CommitRest(record, peers, generation):
                     await self._commit(record, peers, generation)
                 case Resync(peers):
@@ -162,7 +165,8 @@ class Leader:
         """Raises ``MalformedHeader`` for a report that cannot be true."""
         is_last = report.stage == self._config.swarm.num_stages - 1
         losses = report.losses.keys() if report.losses is not None else None
-        unknown = report.counted - set(range(self._config.microbatches_per_step))
+        counted = report.counted | report.early
+        unknown = counted - set(range(self._config.microbatches_per_step))
         too_far = max(report.step, report.newest_heard[1]) > self._config.steps
         if too_far or unknown or (is_last and losses != report.counted):
             raise MalformedHeader("its step or ledger does not fit the run")
@@ -181,6 +185,30 @@ class Leader:
             if all(isinstance(failure, NoRoute) for failure in failures):
                 self._journal.waiting(f"Waiting: {failures[0]}")
             await self._view.refresh()
+
+    async def _close_and_feed(
+        self, action: Close, ahead: Feed, reports: Collection[Report]
+    ) -> None:
+        """Both in one round, to the end: the next round would cancel what is fed."""
+        feeding = asyncio.ensure_future(self._feed_ahead(ahead))
+        try:
+            await self._close(action, reports)
+            await feeding
+        finally:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+
+    async def _feed_ahead(self, action: Feed) -> None:
+        """What fails is fed again, if need be, when the step before is closed."""
+        self._journal.feeding_ahead(action.step)
+        failures = await self._feeder.feed(
+            replace(action, avoid=action.avoid | self._leadership.silent),
+            self._leadership.round,
+            self._journal.answered_ahead,
+        )
+        for failure in failures:
+            if isinstance(failure, RefusedRound):
+                self._leadership.check_promise(failure.promise)
 
     async def _react(
         self, failure: RelayFailed, step: int, reports: Collection[Report]
@@ -284,10 +312,12 @@ class Leader:
             CommitRecord(step, None), [r.peer for r in members], generation
         )
 
-    def _may_validate(self, action: Feed | Done, reports: Collection[Report]) -> bool:
+    def _may_validate(
+        self, action: Feed | Close | Done, reports: Collection[Report]
+    ) -> bool:
         """Not while a stage gets a step again: the others must keep its parameters."""
         newest = max(report.step for report in reports)
-        is_replay = isinstance(action, Feed) and action.step < newest
+        is_replay = not isinstance(action, Done) and action.step < newest
         return self._journal.validation_due and not is_replay
 
     async def _validate(self, reports: Collection[Report]) -> None:

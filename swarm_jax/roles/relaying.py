@@ -27,35 +27,51 @@ from swarm_jax.roles.relay import (
 
 
 class _Count:
-    """Counts one microbatch: ``Count`` of the compute Protocol."""
+    """Counts one microbatch: ``Count`` of the compute Protocol.
+
+    Args:
+        settled: Set whenever a gradient has settled.
+
+    Attributes:
+        is_too_soon: Whether it was refused only because of a change that goes on.
+    """
 
     def __init__(
         self,
         state: StageState,
         relay: Relay,
-        idle: asyncio.Event,
+        settled: asyncio.Event,
         on_count: Callable[[int, int], None],
     ):
         self._state = state
         self._relay = relay
-        self._idle = idle
+        self._settled = settled
         self._on_count = on_count
+        self.is_early = False
+        self.is_too_soon = False
 
     def start(self) -> bool:
-        if not self._state.may_count(self._relay.id, self._relay.round):
+        state, id_ = self._state, self._relay.id
+        if not state.may_count(id_, self._relay.round):
+            self.is_too_soon = state.may_count_soon(id_, self._relay.round)
             return False
-        self._state.settling.add(self._relay.id.index)
-        self._idle.clear()
+        self.is_early = id_.step > state.step
+        self._settling.add(id_.index)
         return True
 
     def settle(self, finite: bool, loss_sum: float) -> None:
-        assert self._relay.id.step == self._state.step
-        self._state.settling.discard(self._relay.id.index)
+        state, id_ = self._state, self._relay.id
+        assert id_.step == state.step + self.is_early
+        self._settling.discard(id_.index)
         if finite:
-            self._state.ledger.add(self._relay.id.index, loss_sum)
-            self._on_count(self._state.step, len(self._state.ledger))
-        if not self._state.settling:
-            self._idle.set()
+            ledger = state.early if self.is_early else state.ledger
+            ledger.add(id_.index, loss_sum)
+            self._on_count(id_.step, len(ledger))
+        self._settled.set()
+
+    @property
+    def _settling(self) -> set[int]:
+        return self._state.settling_early if self.is_early else self._state.settling
 
 
 @dataclass(slots=True)
@@ -75,6 +91,7 @@ class Relaying:
     Args:
         next_stage: None on the last stage.
         on_count: Called with the step and how many of its microbatches are counted.
+        change_over: Waits for the end of the change that goes on.
     """
 
     def __init__(
@@ -84,16 +101,17 @@ class Relaying:
         compute: Compute,
         next_stage: NextStage | None,
         on_count: Callable[[int, int], None],
+        change_over: Callable[[], Awaitable[None]],
     ):
         self._peer_id = peer_id
         self._state = state
         self._compute = compute
         self._next_stage = next_stage
         self._on_count = on_count
+        self._change_over = change_over
         self._orders = itertools.count()
         self._work: dict[tuple[bool, MicrobatchID], _Work] = {}
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._settled = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
         self.throughput = ThroughputAverage()
@@ -104,10 +122,10 @@ class Relaying:
     async def run(self, relay: Relay, arrays: list[np.ndarray]) -> Message:
         """Answers one relay request; the newest request for a microbatch wins.
 
-        The first request of a step proves that all stages have committed the one
-        before: its parameters are of no more use.
+        The first to train with this peer's newest parameters proves that all stages
+        have them: the step before is replayed for nobody any more.
         """
-        is_new = relay.training and relay.id.step == self._state.step
+        is_new = relay.training and self._state.age(relay.id) == 0
         if is_new and self._state.can_replay:
             self._state.can_replay = False
             self._compute.forget_previous()
@@ -149,8 +167,18 @@ class Relaying:
         await self._empty.wait()
 
     async def settled(self) -> None:
-        """Returns when no gradient is on its way into the sum."""
-        await self._idle.wait()
+        """Returns when no gradient is on its way into a sum."""
+        while self._state.settling or self._state.settling_early:
+            await self._next_settled()
+
+    async def step_settled(self) -> None:
+        """Returns when no gradient is on its way into the sum of this step."""
+        while self._state.settling:
+            await self._next_settled()
+
+    async def _next_settled(self) -> None:
+        self._settled.clear()
+        await self._settled.wait()
 
     def _old_round(self) -> Message:
         return refusal(Status.OLD_ROUND, promise=list(self._state.promise))
@@ -166,9 +194,9 @@ class Relaying:
         start_s = loop.time()
         order = next(self._orders)
         targets, x = arrays[0], arrays[1:]
-        previous = relay.id.step < self._state.step
         if self._next_stage is None:
-            return await self._last_stage(relay, targets, x, order, previous)
+            return await self._last_stage(relay, targets, x, order)
+        previous = self._state.age(relay.id, relay.training)
         forward = await self._compute.forward(
             x, keep=relay.training, order=order, previous=previous
         )
@@ -192,7 +220,6 @@ class Relaying:
         targets: np.ndarray,
         x: list[np.ndarray],
         order: int,
-        previous: bool,
     ) -> Message:
         if not relay.training:
             loss_sum = await self._compute.loss(x, targets, order=order)
@@ -201,7 +228,11 @@ class Relaying:
             result = await self._counting(
                 relay,
                 lambda count: self._compute.loss_backward(
-                    x, targets, count=count, order=order, previous=previous
+                    x,
+                    targets,
+                    count=count,
+                    order=order,
+                    previous=self._state.age(relay.id),
                 ),
             )
             loss_sum, finite = result.loss_sum, result.finite
@@ -239,14 +270,16 @@ class Relaying:
         wanted = self._state.stage in relay.counted_by
         if not wanted or self._state.has_counted(relay.id):
             return await backward(None)
-        try:
-            return await backward(
-                _Count(self._state, relay, self._idle, self._on_count)
-            )
-        except Abandoned:
-            if not self._state.has_counted(relay.id):
-                raise
-            return await backward(None)
+        while True:
+            count = _Count(self._state, relay, self._settled, self._on_count)
+            try:
+                return await backward(count)
+            except Abandoned:
+                if self._state.has_counted(relay.id):
+                    return await backward(None)
+                if not count.is_too_soon:
+                    raise
+            await self._change_over()
 
     def _reply(
         self,

@@ -82,6 +82,8 @@ class StageControl:
         self._on_commit = on_commit
         self._on_count = on_count
         self._on_state = on_state
+        # Nothing is counted early without delayed updates.
+        self._hold = changes.hold if state.staleness else changes.run
 
     async def collect(self, request: Collect) -> Message:
         """Promises itself to the round; older work is cancelled and never counted."""
@@ -99,6 +101,7 @@ class StageControl:
             step=state.step,
             lineage=state.lineage,
             counted=state.ledger.counted,
+            early=state.early.counted,
             prepared_step=state.prepared[0] if state.prepared else None,
             can_replay=state.can_replay,
             last_commit=state.last_commit,
@@ -134,7 +137,7 @@ class StageControl:
                 return refusal(Status.DIFFERENT_LEDGER)
             contribution = self._joining.nothing()
         else:
-            contribution = await self._changes.run(self._contribution(request))
+            contribution = await self._hold(self._contribution(request))
             if isinstance(contribution, Message):
                 return contribution
         try:
@@ -145,7 +148,7 @@ class StageControl:
         if self._state.state == JOINING:
             self._joining.keep_reduced(request.generation, request.step, mean)
             return Message({"status": Status.OK, "squared_norm": None})
-        return await self._changes.run(self._load(request, mean))
+        return await self._hold(self._load(request, mean))
 
     async def _contribution(self, request: Prepare) -> Message | list[np.ndarray]:
         """This peer's part of the mean, if its sum is what the leader believes."""
@@ -185,7 +188,7 @@ class StageControl:
             return bad
         counted = len(state.ledger)
         if request.gradient_norm is None:
-            await self._compute.clear()
+            await self._compute.skip()
         elif state.can_commit:
             await self._compute.apply(request.gradient_norm)
         else:

@@ -119,7 +119,7 @@ class StageServer:
         self.has_committed = False
         self.told_to_move = _unset()
         self.known_step = 0
-        self.state = StageState(stage)
+        self.state = StageState(stage, int(config.swarm.delayed_updates))
         # Its stage peers, and those that it sends to.
         nearby = range(stage, min(stage + 2, config.swarm.num_stages))
         self.view = SwarmView(config, directory, nearby)
@@ -129,8 +129,11 @@ class StageServer:
             compute,
             self._next_stage(config, stage),
             self._counted,
+            lambda: self._changes.over(),
         )
-        self._changes = Changes(self.state, self._relaying.settled)
+        self._changes = Changes(
+            self.state, self._relaying.settled, self._relaying.step_settled
+        )
         self._snapshots = Snapshots(self.state, compute, self._changes)
         self._saving = StageSaving(
             self.state, compute, self._changes, checkpoints or NoCheckpoints()
@@ -218,8 +221,9 @@ class StageServer:
         """What is in progress or kept for others, by name: its memory, in short."""
         return {
             "microbatches": len(self._relaying),
-            "gradients under way": len(self.state.settling),
-            "counted": len(self.state.ledger),
+            "gradients under way": len(self.state.settling)
+            + len(self.state.settling_early),
+            "counted": len(self.state.ledger) + len(self.state.early),
             "snapshots": len(self._snapshots),
         }
 
@@ -321,7 +325,8 @@ class StageServer:
         if relay.round < state.promise:
             return refusal(Status.OLD_ROUND, promise=list(state.promise))
         is_current = relay.generation == state.generation
-        if not is_current or not state.can_serve(relay.id, relay.counted_by):
+        serves = state.can_serve(relay.id, relay.counted_by, relay.training)
+        if not is_current or not serves:
             return refusal(Status.WRONG_STEP, step=state.step)
         if list(specs) != self._relay_specs:
             raise BadMessage(
@@ -332,7 +337,7 @@ class StageServer:
         if relay.training and relay.id.index >= self._config.microbatches_per_step:
             raise BadMessage(sender, f"there is no microbatch {relay.id.index}")
         full = len(self._relaying) >= self._config.tuning.max_queue
-        if full or state.changing:
+        if full or state.is_busy(relay.id):
             return refusal(Status.BUSY)
         return None
 

@@ -79,6 +79,7 @@ def _make_config(schedule: Schedule) -> ExperimentConfig:
         num_stages=len(schedule.peers_per_stage),
         steps=STEPS,
         tied_head=schedule.tied_head,
+        delayed_updates=schedule.delayed_updates,
     )
     config.checkpoint.every_steps = SAVE_EVERY_STEPS
     return config
@@ -214,10 +215,11 @@ class _ChaosRun:
     async def _check(self, terms: int) -> None:
         """Raises ``Broken`` unless states, ledgers and records are right."""
         config = self._config
-        tied_head = self._schedule.tied_head
-        reference = train_sequentially(
-            config.swarm.num_stages, config.steps, tied_head=tied_head
-        )
+        kind = {
+            "tied_head": self._schedule.tied_head,
+            "delayed_updates": self._schedule.delayed_updates,
+        }
+        reference = train_sequentially(config.swarm.num_stages, config.steps, **kind)
         for peer, server in self.swarm.alive.items():
             compute = self.swarm.computes[peer]
             state = b"".join(array.tobytes() for array in await compute.state())
@@ -225,7 +227,7 @@ class _ChaosRun:
                 raise Broken(f"{peer} has other parameters than plain training gives")
             if np.any(await compute.gradient_sum(1.0)):
                 raise Broken(f"{peer} has something in its gradient sum at the end")
-        check_checkpoints(self._folder, config.swarm.num_stages, tied_head)
+        check_checkpoints(self._folder, config.swarm.num_stages, **kind)
         self._closes.check(
             config.swarm.num_stages, config.steps, config.microbatches_per_step
         )

@@ -75,12 +75,15 @@ class Schedule:
 
     Attributes:
         tied_head: Whether the first and the last stage have a copy of one table each.
+        delayed_updates: Whether a step's gradients are at the parameters before the
+            last update.
     """
 
     peers_per_stage: tuple[int, ...]
     trainers: int
     faults: tuple[Fault, ...]
     tied_head: bool = False
+    delayed_updates: bool = False
 
     @property
     def may_restart(self) -> bool:
@@ -93,10 +96,12 @@ class Schedule:
             "trainers": self.trainers,
             "faults": [fault.to_dict() for fault in self.faults],
             **({"tied_head": True} if self.tied_head else {}),
+            **({"delayed_updates": True} if self.delayed_updates else {}),
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Schedule":
         faults = tuple(Fault(**fault) for fault in values["faults"])
-        peers, tied_head = values["peers_per_stage"], values.get("tied_head", False)
-        return cls(tuple(peers), values["trainers"], faults, tied_head)
+        kinds = {n: values.get(n, False) for n in ("tied_head", "delayed_updates")}
+        peers = tuple(values["peers_per_stage"])
+        return cls(peers, values["trainers"], faults, **kinds)

@@ -38,7 +38,12 @@ class ModelledModel:
 
 
 def modelled_config(
-    *, num_stages: int, steps: int, microbatches: int = 8, tied_head: bool = False
+    *,
+    num_stages: int,
+    steps: int,
+    microbatches: int = 8,
+    tied_head: bool = False,
+    delayed_updates: bool = False,
 ) -> ExperimentConfig:
     """An experiment for ``ModelledCompute``; ``microbatches`` is a power of two."""
     assert microbatches & (microbatches - 1) == 0
@@ -48,6 +53,7 @@ def modelled_config(
     config.swarm.microbatch_size = 1
     config.swarm.num_stages = num_stages
     config.swarm.wire = "float32"
+    config.swarm.delayed_updates = delayed_updates
     config.optimizer.warmup_steps = 0
     config.validation.sequences = 1
     config.tuning.directory_refresh_s = 0.2
@@ -113,7 +119,8 @@ class ModelledCompute:
         self.tied_leaf = 1 if is_tied else None
         self._num_leaves = 2 if is_tied else 1
         self.sum_specs = (activations,) * self._num_leaves
-        self.state_specs = (activations,) * 2 * self._num_leaves
+        self._staleness = int(config.swarm.delayed_updates)
+        self.state_specs = (activations,) * (2 + self._staleness) * self._num_leaves
         self._counts_norm_of = 1 if is_last else self._num_leaves
         self._stage = stage
         self._device = _Device(duration_s, lambda *what: self.on_operation(*what))
@@ -124,10 +131,11 @@ class ModelledCompute:
         return self._device.queued
 
     async def forward(
-        self, x: Arrays, *, keep: bool, order: int, previous: bool = False
+        self, x: Arrays, *, keep: bool, order: int, previous: int = 0
     ) -> Forward:
+        params = self._choose(previous)
+
         def work() -> Forward:
-            params = self._choose(previous)
             y = integers(b"y", params, *x)
             residuals = (params, list(x)) if keep else None
             return Forward([y], residuals, True, self._device.takes_s)
@@ -153,10 +161,11 @@ class ModelledCompute:
         *,
         count: Count | None,
         order: int,
-        previous: bool = False,
+        previous: int = 0,
     ) -> Backward:
+        params = self._choose(previous)
+
         def work() -> Backward:
-            params = self._choose(previous)
             grad_x = [] if self._stage == 0 else [integers(b"x", params, *x, targets)]
             gradients = self._gradients(params, *x, targets)
             return self._add(gradients, grad_x, float(gradients[0, 0]), count)
@@ -199,18 +208,27 @@ class ModelledCompute:
     async def apply(self, gradient_norm: float) -> None:
         def work() -> None:
             assert self._reduced is not None, "apply without load_reduced"
-            self._previous = self._choose(previous=False)
+            self._previous = [self._choose(0), *self._previous][: 1 + self._staleness]
             self._previous_tied = self._reduced[self.tied_leaf or 0]
             self._params = self._params + self._reduced
             norm = np.array([gradient_norm])
             moved = zip(self._moments, self._reduced, strict=True)
             self._moments = np.array([integers(b"m", m, g, norm) for m, g in moved])
-            self._clear()
+            self._begin_step()
 
         await self._control("apply", work)
 
+    async def skip(self) -> None:
+        def work() -> None:
+            self._previous = [self._choose(0)][: self._staleness]
+            self._previous_tied = None
+            self._begin_step()
+
+        await self._control("skip", work)
+
     def forget_previous(self) -> None:
-        self._previous = self._previous_tied = None
+        self._previous = self._previous[: self._staleness]
+        self._previous_tied = None
 
     async def previous_tied(self) -> np.ndarray:
         def work() -> np.ndarray:
@@ -225,13 +243,19 @@ class ModelledCompute:
 
     async def state(self) -> list[np.ndarray]:
         return await self._control(
-            "state", lambda: [*self._params.copy(), *self._moments.copy()]
+            "state",
+            lambda: [
+                *self._params.copy(),
+                *self._moments.copy(),
+                *itertools.chain(*self._previous[: self._staleness]),
+            ],
         )
 
     async def load_state(self, state: Arrays) -> None:
         def work() -> None:
-            self._params, self._moments = np.split(np.array(state), 2)
-            self.forget_previous()
+            parts = np.split(np.array(state), 2 + self._staleness)
+            self._params, self._moments, *self._previous = parts
+            self._previous_tied = None
             self._clear()
 
         await self._control("load_state", work)
@@ -253,25 +277,32 @@ class ModelledCompute:
         own, tied = np.full(WIDTH, float(self._stage)), np.zeros(WIDTH)
         self._params = np.array([own, tied][: self._num_leaves])
         self._moments = np.zeros_like(self._params)
-        self._previous: np.ndarray | None = None
+        self._early = np.zeros_like(self._params)
+        self._previous: list[np.ndarray] = [self._choose(0)] * self._staleness
         self._previous_tied: np.ndarray | None = None
         self._clear()
 
     def _clear(self) -> None:
         self._sum = np.zeros_like(self._params)
+        self._early = np.zeros_like(self._params)
         self._reduced: np.ndarray | None = None
+
+    def _begin_step(self) -> None:
+        early = self._early
+        self._clear()
+        self._sum = self._sum + early
 
     def _gradients(self, *arrays: np.ndarray) -> np.ndarray:
         salts = (b"g", b"t")[: self._num_leaves]
         return np.array([integers(salt, *arrays) for salt in salts])
 
-    def _choose(self, previous: bool) -> np.ndarray:
+    def _choose(self, previous: int) -> np.ndarray:
         if not previous:
             # The moments take part, so that a wrong norm shows in every gradient.
             return self._params + self._moments / 2**GRADIENT_BITS
-        if self._previous is None:
-            raise Abandoned("the parameters before the last update are gone")
-        return self._previous
+        if not 0 < previous <= len(self._previous):
+            raise Abandoned(f"the parameters before {previous} updates are gone")
+        return self._previous[previous - 1]
 
     def _add(
         self,
@@ -280,7 +311,9 @@ class ModelledCompute:
         loss_sum: float,
         count: Count | None,
     ) -> Backward:
-        if count is not None:
+        if count is not None and count.is_early:
+            self._early = self._early + gradients
+        elif count is not None:
             self._sum = self._sum + gradients
         return Backward(grad_x, loss_sum, True, self._device.takes_s)
 

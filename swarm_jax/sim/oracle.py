@@ -47,7 +47,11 @@ class Reference:
 
 @cache
 def train_sequentially(
-    num_stages: int, steps: int, skipped: int | None = None, tied_head: bool = False
+    num_stages: int,
+    steps: int,
+    skipped: int | None = None,
+    tied_head: bool = False,
+    delayed_updates: bool = False,
 ) -> Reference:
     """One process, one microbatch after the other.
 
@@ -55,6 +59,8 @@ def train_sequentially(
 
     Args:
         skipped: A step without an update; it has no loss and no norm.
+        delayed_updates: Gradients are taken with the weights of the step before, which
+            come to the states.
     """
     config = modelled_config(num_stages=num_stages, steps=steps)
     data = ModelledTokens(config)
@@ -63,14 +69,21 @@ def train_sequentially(
     moments = [np.zeros(WIDTH) for _ in range(num_stages)]
     table = table_moments = np.zeros(WIDTH)
     losses, norms = [], []
-    for step in range(steps):
-        if step == skipped:
-            continue
+
+    def weights_now() -> list[np.ndarray]:
         weights = []
         for stage in range(num_stages):
             own = [params[stage], *([table] if stage in ends else [])]
             moved = [moments[stage], *([table_moments] if stage in ends else [])]
             weights.append(np.array(own) + np.array(moved) / 2**GRADIENT_BITS)
+        return weights
+
+    before = weights_now()
+    for step in range(steps):
+        current = weights_now()
+        weights, before = (before if delayed_updates else current), current
+        if step == skipped:
+            continue
         gradients = [np.zeros(WIDTH) for _ in range(num_stages)]
         of_table = np.zeros(WIDTH)
         loss = 0.0
@@ -96,6 +109,7 @@ def train_sequentially(
         tied = stage in ends
         leaves = [params[stage], *([table] if tied else [])]
         leaves += [moments[stage], *([table_moments] if tied else [])]
+        leaves += [before[stage]] if delayed_updates else []
         states.append(b"".join(leaf.tobytes() for leaf in leaves))
     return Reference(states, losses, norms)
 
@@ -221,13 +235,18 @@ def check_records(
 
 
 def check_checkpoints(
-    folder: MemoryFolder, num_stages: int, tied_head: bool = False
+    folder: MemoryFolder,
+    num_stages: int,
+    tied_head: bool = False,
+    delayed_updates: bool = False,
 ) -> None:
     """What is complete is the state of that step, in every stage."""
     for step, digests in folder.complete.items():
         if set(digests) != set(range(num_stages)):
             raise Broken(f"the checkpoint of step {step} has stages {sorted(digests)}")
-        reference = train_sequentially(num_stages, step, tied_head=tied_head)
+        reference = train_sequentially(
+            num_stages, step, tied_head=tied_head, delayed_updates=delayed_updates
+        )
         for stage, digest in digests.items():
             saved_stage, position, arrays = folder.states[digest]
             state = b"".join(array.tobytes() for array in arrays)

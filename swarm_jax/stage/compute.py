@@ -28,7 +28,13 @@ class Count(Protocol):
     """Joins "add to the gradient sum" and "put the id in the ledger" into one action.
 
     Both methods are called in the event loop's thread.
+
+    Attributes:
+        is_early: From ``start`` on, with delayed updates: whether the gradient belongs
+            to the sum of the next step.
     """
+
+    is_early: bool
 
     def start(self) -> bool:
         """Called just before the device starts; False: abandon the work."""
@@ -97,6 +103,8 @@ class StageCompute:
         close: Stops the runner.
         residuals: How many microbatches' residuals stay on the device; None: all.
         home: Where parameters and optimizer state are, and are updated.
+        delayed_updates: Whether a step's gradients are at the weights before the last
+            update. These then belong to the state; and there is a sum of the next step.
     """
 
     def __init__(
@@ -111,6 +119,7 @@ class StageCompute:
         close: Callable[[], None] = lambda: None,
         residuals: ResidualBudget | None = None,
         home: Home | None = None,
+        delayed_updates: bool = False,
     ):
         self.input_specs = programs.input_specs
         self.gradient_specs = programs.gradient_specs
@@ -120,15 +129,18 @@ class StageCompute:
         self._home = home or Home()
         self._params = params = self._home.make(init)
         self._weights = self._home.lend(programs.cast(params))
-        self._previous_weights: Any = None
+        self._staleness = int(delayed_updates)
+        self._previous_weights: list[Any] = [self._weights] * self._staleness
         self._previous_tied: jax.Array | None = None
         self._opt_state = self._home.make(programs.init_optimizer, params)
         self._gradient_sum = programs.zeros()
+        self._early_sum: Any = None
         self._reduced: Any = None
         self._structure = jax.tree.structure(params)
         self.sum_specs = _specs(jax.tree.leaves(self._gradient_sum))
-        self._state_structure = jax.tree.structure((params, self._opt_state))
-        self.state_specs = _specs(jax.tree.leaves((params, self._opt_state)))
+        state = params, self._opt_state, *self._previous_weights
+        self._state_structure = jax.tree.structure(state)
+        self.state_specs = _specs(jax.tree.leaves(state))
         self._upload = upload
         self._aside = aside
         self._queue = DeviceQueue(runner, depth)
@@ -142,7 +154,10 @@ class StageCompute:
 
     @property
     def state_structure(self) -> Any:
-        """``(params, opt_state)`` as ``jax.ShapeDtypeStruct``: what ``state`` gives."""
+        """What ``state`` gives, as ``jax.ShapeDtypeStruct``.
+
+        ``(params, opt_state)``; with delayed updates the weights before, too.
+        """
         leaves = [jax.ShapeDtypeStruct(shape, d) for d, shape in self.state_specs]
         return jax.tree.unflatten(self._state_structure, leaves)
 
@@ -151,15 +166,16 @@ class StageCompute:
         return self._queue.queued
 
     async def forward(
-        self, x: Arrays, *, keep: bool, order: int, previous: bool = False
+        self, x: Arrays, *, keep: bool, order: int, previous: int = 0
     ) -> Forward:
         assert _specs(x) == self.input_specs, _specs(x)
         uploaded = self._upload(tuple(x))
+        choose_weights = self._weights_before(previous)
         kept: Kept | None = None
 
         def launch():
             nonlocal kept
-            weights = self._choose_weights(previous)
+            weights = choose_weights()
             if keep:
                 kept = self._residuals.admit(weights, x)
             if kept is None or kept.is_recomputed:
@@ -198,10 +214,7 @@ class StageCompute:
             begun = x if residuals.is_recomputed else self._residuals.take(residuals)
             if count is None:
                 return plain(weights, begun, grad_y)
-            *results, self._gradient_sum = adding(
-                weights, begun, grad_y, self._gradient_sum
-            )
-            return results
+            return self._add(count, adding, weights, begun, grad_y)
 
         return await self._run_backward("backward", launch, count, order)
 
@@ -212,20 +225,18 @@ class StageCompute:
         *,
         count: Count | None,
         order: int,
-        previous: bool = False,
+        previous: int = 0,
     ) -> Backward:
         assert _specs(x) == self.input_specs, _specs(x)
         assert _specs([targets]) == (self._programs.targets_spec,), targets.shape
         uploaded = self._upload((tuple(x), targets))
+        choose_weights = self._weights_before(previous)
 
         def launch():
-            arguments = (self._choose_weights(previous), *uploaded())
+            arguments = (choose_weights(), *uploaded())
             if count is None:
                 return self._programs.loss_backward(*arguments)
-            *results, self._gradient_sum = self._programs.loss_backward_adding(
-                *arguments, self._gradient_sum
-            )
-            return results
+            return self._add(count, self._programs.loss_backward_adding, *arguments)
 
         return await self._run_backward("loss_backward", launch, count, order)
 
@@ -269,19 +280,29 @@ class StageCompute:
             assert self._reduced is not None, "apply without load_reduced"
             # Dropped before, not after: the update is when memory is shortest.
             gradients, self._reduced, self._gradient_sum = self._reduced, None, None
-            self._previous_weights = self._keep_weights()
+            self._keep_weights(1 + self._staleness)
             self._keep_tied(gradients)
+            params, self._params = self._to_give_away(), None
             self._params, self._opt_state, weights, done = self._programs.update(
-                self._params, self._opt_state, gradients, gradient_norm
+                params, self._opt_state, gradients, gradient_norm
             )
             self._weights = self._home.lend(weights)
-            self._gradient_sum = self._programs.zeros()
+            self._launch_next_sum()
             return done
 
         await self._run("apply", launch, jax.block_until_ready)
 
+    async def skip(self) -> None:
+        def launch():
+            self._reduced = self._gradient_sum = self._previous_tied = None
+            self._keep_weights(self._staleness)
+            self._launch_next_sum()
+
+        await self._run("skip", launch)
+
     def forget_previous(self) -> None:
-        self._previous_weights = self._previous_tied = None
+        self._previous_weights = self._previous_weights[: self._staleness]
+        self._previous_tied = None
 
     async def previous_tied(self) -> np.ndarray:
         def launch():
@@ -304,7 +325,8 @@ class StageCompute:
         def launch():
             nonlocal arriving
             copy = self._programs.copy((self._params, self._opt_state))
-            arriving = self._aside(partial(_to_host, copy))
+            before = self._previous_weights[: self._staleness]  # nobody changes them
+            arriving = self._aside(partial(_to_host, (*copy, *before)))
 
         await self._run("state", launch)
         return await asyncio.wrap_future(arriving)
@@ -318,8 +340,8 @@ class StageCompute:
             )
 
         def launch():
-            copied = _copied(self._home, self._state_structure, state)
-            self._launch_replace(*copied)
+            leaves = [self._home.copy(array) for array in state]
+            self._launch_replace(*jax.tree.unflatten(self._state_structure, leaves))
 
         await self._run("load_state", launch)
 
@@ -346,34 +368,62 @@ class StageCompute:
     def _release(self) -> None:
         """Frees the device's memory, whoever still has this object."""
         self._params = self._opt_state = self._weights = None
-        self._gradient_sum = self._reduced = None
-        self.forget_previous()
+        self._gradient_sum = self._early_sum = self._reduced = None
+        self._previous_weights, self._previous_tied = [], None
 
-    def _choose_weights(self, previous: bool) -> Any:
-        if not previous:
-            return self._weights
-        if self._previous_weights is None:
-            raise Abandoned("the parameters before the last update are gone")
-        return self._previous_weights
+    def _add(self, count: Count, adding: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs a program that adds to a gradient sum: which, ``count`` says."""
+        if not self._staleness or not count.is_early:
+            *results, self._gradient_sum = adding(*arguments, self._gradient_sum)
+            return results
+        if self._early_sum is None:
+            self._early_sum = self._programs.zeros()
+        *results, self._early_sum = adding(*arguments, self._early_sum)
+        return results
+
+    def _weights_before(self, previous: int) -> Callable[[], Any]:
+        """Gives the weights before so many updates: of now, not of when it is called.
+
+        Between the two may be an update, with delayed ones.
+        """
+        known = [self._weights, *self._previous_weights]
+        chosen = known[previous] if 0 <= previous < len(known) else None
+
+        def give() -> Any:
+            if chosen is None:
+                raise Abandoned(f"the parameters before {previous} updates are gone")
+            return chosen
+
+        return give
 
     def _keep_tied(self, gradients: Any) -> None:
         if self.tied_leaf is not None:
             self._previous_tied = jax.tree.leaves(gradients)[self.tied_leaf]
 
-    def _keep_weights(self) -> Any:
-        """Those of now, in buffers that the update will not take."""
-        if self._home.host is not None:
-            return self._weights
-        return self._programs.keep(self._weights)
+    def _keep_weights(self, most: int) -> None:
+        self._previous_weights = [self._weights, *self._previous_weights][:most]
 
-    def _launch_replace(self, params: Any, opt_state: Any) -> None:
+    def _to_give_away(self) -> Any:
+        """The parameters, in buffers that no weights share."""
+        if self._home.host is not None:
+            return self._params
+        return self._programs.apart(self._params)
+
+    def _launch_replace(self, params: Any, opt_state: Any, *before: Any) -> None:
         self._launch_clear()
-        self.forget_previous()
+        self._previous_tied = None
         self._params, self._opt_state = params, opt_state
         self._weights = self._home.lend(self._programs.cast(params))
+        begun = [self._weights] * self._staleness
+        self._previous_weights = [*map(self._home.lend, before)] or begun
+
+    def _launch_next_sum(self) -> None:
+        self._gradient_sum, self._early_sum = self._early_sum, None
+        if self._gradient_sum is None:
+            self._gradient_sum = self._programs.zeros()
 
     def _launch_clear(self) -> None:
-        self._reduced = self._gradient_sum = None
+        self._reduced = self._gradient_sum = self._early_sum = None
         self._gradient_sum = self._programs.zeros()
 
     async def _run(

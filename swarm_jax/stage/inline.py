@@ -19,7 +19,7 @@ class InlineCompute(StageCompute):
         init: Makes the initial parameters.
         duration_s: Seconds on the event loop's clock that an operation (by its name)
             keeps the device busy.
-        residuals: As in ``StageCompute``.
+        residuals, delayed_updates: As in ``StageCompute``.
     """
 
     def __init__(
@@ -28,8 +28,15 @@ class InlineCompute(StageCompute):
         init: Callable[[], Any],
         duration_s: Callable[[str], float] = lambda name: 0.0,
         residuals: ResidualBudget | None = None,
+        delayed_updates: bool = False,
     ):
-        super().__init__(programs, init, _InlineRunner(duration_s), residuals=residuals)
+        super().__init__(
+            programs,
+            init,
+            _InlineRunner(duration_s),
+            residuals=residuals,
+            delayed_updates=delayed_updates,
+        )
 
 
 class _InlineRunner:

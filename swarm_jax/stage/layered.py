@@ -7,8 +7,12 @@ belongs to the layer that its key path names; what names none, an update count, 
 shared by all.
 
 "tied" is a copy of the table in "embed". Where it was not saved, it is read from there.
+
+With delayed updates the parameters before the last update are saved, too, as "before".
+Where they were not, those of now take their place.
 """
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,11 +21,14 @@ import numpy as np
 
 from swarm_jax.errors import CheckpointError
 
+logger = logging.getLogger(__name__)
+
 Arrays = dict[str, np.ndarray]
 Layers = dict[str, Arrays]
 
 EMBED, BLOCKS, TIED, HEAD = "embed", "blocks", "tied", "head"
 TABLE = "embedding"
+PARAMS, OPT_STATE, BEFORE = "params", "opt_state", "before"
 COMPRESS, EXPAND = "compress", "expand"
 
 
@@ -29,7 +36,8 @@ class LayeredState:
     """Translates a stage's state to layers by name and back.
 
     Args:
-        state: ``(params, opt_state)``, arrays or ``jax.ShapeDtypeStruct``.
+        state: ``(params, opt_state)``, arrays or ``jax.ShapeDtypeStruct``; a third part
+            are the parameters before the last update.
         first_layer: The first of the stage's blocks, counted over the whole model.
 
     Attributes:
@@ -40,6 +48,7 @@ class LayeredState:
     def __init__(self, state: Any, first_layer: int):
         leaves = jax.tree.leaves_with_path(state)
         self._places = [_place(path, first_layer) for path, _ in leaves]
+        self._dtypes = [leaf.dtype for _, leaf in leaves]
         stacked = {
             leaf.shape[:1]
             for (_, leaf), place in zip(leaves, self._places, strict=True)
@@ -55,7 +64,7 @@ class LayeredState:
         """The state by layer, and what belongs to no layer. Nothing is copied.
 
         Args:
-            leaves: Of ``(params, opt_state)``, as ``StageCompute.state`` gives them.
+            leaves: As ``StageCompute.state`` gives them.
 
         Returns:
             ``(layers, shared)``; arrays have names like "params/output/kernel" and
@@ -92,13 +101,29 @@ class LayeredState:
             return layers[place.part][place.name]
 
         try:
-            return [leaf(place) for place in self._places]
+            if self._lacks_before(layers):
+                places = [place.without_before() for place in self._places]
+                found = zip(map(leaf, places), self._dtypes, strict=True)
+                return [array.astype(dtype, copy=False) for array, dtype in found]
+            return list(map(leaf, self._places))
         except KeyError as missing:
             raise CheckpointError(
                 f"the checkpoint lacks {missing}, which this stage has: was it saved "
                 "with another version of optax? Restore it with the versions that its "
                 "manifest names"
             ) from None
+
+    def _lacks_before(self, layers: Mapping[str, Mapping[str, np.ndarray]]) -> bool:
+        """Whether parameters before the last update are needed and were not saved."""
+        saved = {name for arrays in layers.values() for name in arrays}
+        before = {place.name for place in self._places if place.root == BEFORE}
+        if not before or before & saved:
+            return False
+        logger.warning(
+            "the checkpoint was saved without swarm.delayed_updates: the first "
+            "gradients from here on are at its own parameters"
+        )
+        return True
 
 
 def stored_as(layer: str, saved: Collection[str]) -> str:
@@ -129,10 +154,20 @@ class _Place(NamedTuple):
     part: str | None
     name: str
 
+    @property
+    def root(self) -> str:
+        return self.name.split("/")[0]
+
+    def without_before(self) -> "_Place":
+        """Where it is found if the parameters before the last update are not there."""
+        root, *keys = self.name.split("/")
+        root = PARAMS if root == BEFORE else root
+        return _Place(self.part, "/".join((root, *keys)))
+
 
 def _place(path: tuple[Any, ...], first_layer: int) -> _Place:
     state, *keys = (jax.tree_util.keystr((key,), simple=True) for key in path)
-    root = ("params", "opt_state")[int(state)]
+    root = (PARAMS, OPT_STATE, BEFORE)[int(state)]
     parts = EMBED, BLOCKS, TIED, HEAD, COMPRESS, EXPAND
     at = next((i for i, key in enumerate(keys) if key in parts), None)
     if at is None:

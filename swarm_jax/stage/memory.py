@@ -28,6 +28,7 @@ def plan_residuals(
     home: Home | None = None,
     residual_bytes: int | None,
     most: int,
+    delayed_updates: bool = False,
 ) -> ResidualBudget:
     """Compiles a stage's programs and says how many microbatches' residuals fit.
 
@@ -39,45 +40,53 @@ def plan_residuals(
         most: Microbatches that the stage is given at once. If all fit, what recomputes
             is not compiled, which takes as long as the rest; but on devices that must
             not meet a program for the first time while they serve.
+        delayed_updates: As in ``StageCompute``.
     """
     on_host = jax.default_backend() == "cpu"
     ahead = Ahead(programs, init, home, run_passes=not on_host)
     ahead.compile()
-    fit = fitting(ahead, residual_bytes)
+    fit = fitting(ahead, residual_bytes, delayed_updates)
     if fit is not None and (fit < most or not on_host):
         ahead.compile_recomputing()
-        fit = fitting(ahead, residual_bytes)
+        fit = fitting(ahead, residual_bytes, delayed_updates)
     return ResidualBudget(fit)
 
 
-def fitting(ahead: Ahead, residual_bytes: int | None) -> int | None:
+def fitting(
+    ahead: Ahead, residual_bytes: int | None, delayed_updates: bool = False
+) -> int | None:
     """Of how many microbatches the residuals fit; None for a stage that keeps none.
 
     Args:
         ahead: Has compiled what the stage will run.
-        residual_bytes: As in ``plan_residuals``.
+        residual_bytes, delayed_updates: As in ``plan_residuals``.
     """
     if ahead.residuals is None:
         return None
     left = residual_bytes
     if left is None:
-        left = device_bytes() - standing_bytes(ahead) - ahead.workspace_bytes
+        standing = standing_bytes(ahead, delayed_updates)
+        left = device_bytes() - standing - ahead.workspace_bytes
     return max(0, left) // tree_bytes(ahead.residuals)
 
 
-def standing_bytes(ahead: Ahead) -> int:
+def standing_bytes(ahead: Ahead, delayed_updates: bool = False) -> int:
     """What a stage holds on its device whatever it does, at its worst moment.
 
     The weights of this step and of the one before, and the gradient sum; and unless
     they are in main memory, the reduced gradient, and parameters and optimizer state
     twice, since a copy of them may be on its way to a checkpoint or a stage peer.
+
+    With delayed updates one more of weights and gradient sum: those of two steps before
+    serve replays, and the sum of the next step is begun.
     """
     weights, total = tree_bytes(ahead.weights), tree_bytes(ahead.total)
+    more = weights + total if delayed_updates else 0
     if ahead.home.host is not None:
-        return 2 * weights + total
+        return 2 * weights + total + more
     state = tree_bytes((ahead.params, ahead.opt_state))
     is_cast = ahead.weights != ahead.params
-    return 2 * state + weights * (1 + is_cast) + 2 * total
+    return 2 * state + weights * (1 + is_cast) + 2 * total + more
 
 
 def device_bytes() -> int:

@@ -86,7 +86,7 @@ class StagePrograms:
             weights, done)``; params and opt_state are donated, ``done`` is a scalar to
             wait for.
         update_program: What ``update`` runs on the device.
-        keep: ``(weights) -> weights`` that outlive the next ``update``.
+        apart: ``(params) -> params`` in buffers that the weights do not share.
         copy: ``(tree) -> tree`` in buffers of its own.
     """
 
@@ -111,7 +111,7 @@ class StagePrograms:
     squared_norm: Callable[..., Any]
     update: Callable[..., Any]
     update_program: Callable[..., Any]
-    keep: Callable[..., Any]
+    apart: Callable[..., Any]
     copy: Callable[..., Any]
 
 
@@ -194,7 +194,7 @@ def make_stage_programs(
         squared_norm=jax.jit(counted_norm),
         update=update_sharing,
         update_program=jitted_update,
-        keep=(lambda weights: weights) if is_cast else copy,
+        apart=(lambda params: params) if is_cast else copy,
         copy=copy,
     )
 

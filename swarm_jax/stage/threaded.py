@@ -29,7 +29,7 @@ class ThreadedCompute(StageCompute):
     Args:
         programs: What the device runs.
         init: Makes the initial parameters.
-        residuals, home: As in ``StageCompute``.
+        residuals, home, delayed_updates: As in ``StageCompute``.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class ThreadedCompute(StageCompute):
         init: Callable[[], Any],
         residuals: ResidualBudget | None = None,
         home: Home | None = None,
+        delayed_updates: bool = False,
     ):
         on_host = jax.default_backend() == "cpu"
         depth = 2 if on_host else 3
@@ -51,6 +52,7 @@ class ThreadedCompute(StageCompute):
             close=self._threads.close,
             residuals=residuals,
             home=home,
+            delayed_updates=delayed_updates,
             **({} if on_host else {"upload": self._threads.upload}),
         )
 

@@ -33,6 +33,7 @@ def make_train_step(
     *,
     clip_norm: float | None,
     microbatch_size: int,
+    delayed_updates: bool = False,
 ):
     """Builds plain training of a whole model.
 
@@ -42,18 +43,21 @@ def make_train_step(
         clip_norm: Longer gradients are scaled down to this; None for no clipping.
         microbatch_size: B; the step's gradient is summed over microbatches, so that
             memory does not grow with N.
+        delayed_updates: A step's gradient is at the parameters before the last update
+            (the first step's at the first ones). ``opt_state`` holds them, too.
 
     Returns:
         ``(init_optimizer, step)``, where ``init_optimizer(params) -> opt_state`` and
         ``step(params, opt_state, inputs_NL, targets_NL) -> (params, opt_state,
-        mean_loss, gradient_norm)``. Both states are donated.
+        mean_loss, gradient_norm)``. Both states are donated. The loss is where the
+        gradient is.
     """
     clip = (
         optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     )
     chain = optax.chain(clip, optimizer)
 
-    def step(params, opt_state, inputs_NL, targets_NL):
+    def gradient(params, inputs_NL, targets_NL):
         split = (-1, microbatch_size, inputs_NL.shape[1])
 
         def add(total, microbatch):
@@ -70,11 +74,28 @@ def make_train_step(
         gradients = jax.tree.map(
             lambda total: total / loss_tokens.astype(total.dtype), gradient_sum
         )
-        gradient_norm = optax.tree.norm(gradients)
-        updates, opt_state = chain.update(gradients, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        return params, opt_state, loss_sum / loss_tokens, gradient_norm
+        return gradients, loss_sum / loss_tokens
 
+    def update(params, opt_state, gradients):
+        updates, opt_state = chain.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    def step(params, opt_state, inputs_NL, targets_NL):
+        gradients, loss = gradient(params, inputs_NL, targets_NL)
+        params, opt_state = update(params, opt_state, gradients)
+        return params, opt_state, loss, optax.tree.norm(gradients)
+
+    def delayed_step(params, state, inputs_NL, targets_NL):
+        opt_state, before = state
+        gradients, loss = gradient(before, inputs_NL, targets_NL)
+        updated, opt_state = update(params, opt_state, gradients)
+        return updated, (opt_state, params), loss, optax.tree.norm(gradients)
+
+    def init_delayed(params):
+        return chain.init(params), jax.tree.map(jnp.copy, params)
+
+    if delayed_updates:
+        return jax.jit(init_delayed), jax.jit(delayed_step, donate_argnums=(0, 1))
     return jax.jit(chain.init), jax.jit(step, donate_argnums=(0, 1))
 
 

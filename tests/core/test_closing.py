@@ -45,6 +45,7 @@ def decide(
     left_out=frozenset(),
     newest_seen: Newest | None = None,
     tied_stages=frozenset(),
+    delayed_updates=False,
 ):
     return next_action(
         reports,
@@ -54,6 +55,7 @@ def decide(
         newest_seen=newest_seen or Newest(),
         left_out=left_out,
         tied_stages=tied_stages,
+        delayed_updates=delayed_updates,
     )
 
 
@@ -372,3 +374,43 @@ def test_the_most_named_peer_of_a_stage_with_a_spare_is_suspected():
     assert most_suspect([("b", [])], groups, frozenset()) == "b"
     assert most_suspect([("c", [])], groups, frozenset()) is None
     assert most_suspect([("b", [])], groups, frozenset({"a"})) is None
+
+
+def whole(peer, stage, early=(), **fields):
+    return report(peer, stage, WHOLE, early=frozenset(early), **fields)
+
+
+def ahead_of(*reports, **options):
+    action = decide(*reports, delayed_updates=True, **options)
+    assert isinstance(action, Close)
+    return action.ahead
+
+
+def test_with_delayed_updates_a_step_is_closed_and_the_next_one_fed():
+    both = frozenset({0, 1})
+    ahead = ahead_of(whole("a", 0, [0]), whole("b", 1, [0, 1]))
+    assert ahead == Feed(4, {1: frozenset({0}), 2: both, 3: both})
+    assert decide(whole("a", 0), whole("b", 1)).ahead is None
+
+
+def test_nothing_is_fed_ahead_where_nothing_can_be():
+    last = {"step": STEPS - 1}
+    assert ahead_of(whole("a", 0, **last), whole("b", 1, **last)) is None
+    assert ahead_of(whole("a", 0, WHOLE), whole("b", 1, WHOLE)) is None
+    assert ahead_of(whole("a", 0), whole("b", 1, state=DRAINING)) is None
+
+
+def test_nothing_is_fed_ahead_to_who_is_left_out():
+    """Its early sum is lost with it: it is stale after this step."""
+    peers = whole("a", 0), report("c", 0, early=WHOLE), whole("b", 1, WHOLE)
+    ahead = ahead_of(*peers, left_out=frozenset({"c"}))
+    assert ahead == Feed(4, dict.fromkeys(WHOLE, frozenset({0})), frozenset({"c"}))
+
+
+def test_nothing_is_fed_ahead_while_a_stage_gets_a_step_again():
+    """The others need the parameters of two updates before."""
+    record = CommitRecord(3, 1.0)
+    there = report("a", 0, step=4, last_commit=record, can_replay=True)
+    action = decide(there, whole("b", 1), delayed_updates=True)
+    assert isinstance(action, Close) and action.record == record
+    assert action.ahead is None

@@ -95,3 +95,58 @@ def test_a_restart_is_another_lineage_and_forgets_the_sum():
     assert state.lineage != StageState(0).lineage
     stage_peer.adopt(state.position)
     assert stage_peer.position == state.position
+
+
+def test_with_delayed_updates_a_step_runs_with_the_parameters_before():
+    state = StageState(1, staleness=1)
+    state.step = 5
+    assert [state.age(MicrobatchID(step, 0)) for step in (7, 6, 5, 4)] == [-1, 0, 1, 2]
+    served = [state.can_serve(MicrobatchID(s, 0), {1}) for s in (7, 6, 5, 4)]
+    assert served == [False, True, True, False]
+    old = MicrobatchID(4, 0)
+    assert not state.can_serve(old, {0})
+    state.can_replay = True
+    assert state.can_serve(old, {0}) and not state.can_serve(old, {1})
+
+
+def test_validation_runs_with_the_parameters_of_its_own_step():
+    state = StageState(1, staleness=1)
+    state.step = 5
+    served = [state.can_serve(MicrobatchID(s, 0), (), False) for s in (6, 5, 4, 3)]
+    assert served == [False, True, True, False]
+
+
+def test_what_is_counted_early_is_the_ledger_of_the_next_step():
+    state = StageState(0, staleness=1)
+    now, early = MicrobatchID(0, 3), MicrobatchID(1, 3)
+    state.early.add(3, 1.0)
+    assert state.has_counted(early) and not state.has_counted(now)
+    assert state.may_count(now, NEW) and not state.may_count(early, NEW)
+    state.ledger.add(0, 0.0)
+    state.prepare([b"g"])
+    state.commit(1.0)
+    assert state.ledger.losses == {3: 1.0} and not state.early.counted
+    assert not state.may_count(early, NEW)
+    state.early.add(4, 0.0)
+    state.clear()
+    assert not state.ledger.counted and not state.early.counted
+
+
+def test_while_a_sum_is_reduced_only_early_gradients_are_counted():
+    state = StageState(0, staleness=1)
+    now, early = MicrobatchID(0, 1), MicrobatchID(1, 1)
+    state.held = True
+    assert state.is_busy(now) and not state.is_busy(early)
+    assert state.may_count(early, NEW) and not state.may_count(now, NEW)
+    state.held, state.changing = False, True
+    assert state.is_busy(now) and state.is_busy(early)
+    assert not state.may_count(early, NEW)
+    assert state.may_count_soon(early, NEW) and not state.may_count_soon(now, NEW)
+
+
+def test_without_delayed_updates_nothing_is_counted_early():
+    state = StageState(0)
+    early = MicrobatchID(1, 0)
+    assert not state.can_serve(early, {0}) and not state.may_count(early, NEW)
+    state.changing = True
+    assert not state.may_count_soon(early, NEW)

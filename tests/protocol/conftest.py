@@ -78,6 +78,7 @@ class Run:
         folder: Where all peers save; None for nowhere.
         make_checkpoints: Gives the place where a new peer of a stage saves instead.
         save_every: Steps between two checkpoints.
+        durations_s: Of the device's operations, where they are not the usual ones.
 
     Attributes:
         counts: How often each (kind, op, peer) happened.
@@ -96,11 +97,17 @@ class Run:
         make_checkpoints=None,
         save_every=0,
         tied_head=False,
+        delayed_updates=False,
+        durations_s=None,
         **tuning,
     ):
         self.config = config = modelled_config(
-            num_stages=len(peers), steps=steps, tied_head=tied_head
+            num_stages=len(peers),
+            steps=steps,
+            tied_head=tied_head,
+            delayed_updates=delayed_updates,
         )
+        self._durations_s = DURATIONS_S | (durations_s or {})
         self.skipped = skipped
         config.swarm.on_nonfinite = on_nonfinite
         config.checkpoint.every_steps = save_every
@@ -225,7 +232,7 @@ class Run:
         peer = f"stage{stage}-{number}"
 
         def duration_s(name: str) -> float:
-            usual_s = DURATIONS_S.get(name, 0.002)
+            usual_s = self._durations_s.get(name, 0.002)
             return self.slow_s.pop((peer, name), usual_s)
 
         return ModelledCompute(self.config, stage, duration_s)
@@ -306,7 +313,10 @@ def _verdict(run: Run, states: dict[str, bytes]) -> str:
         return f"crashed: {crash!r}"
     num_stages = run.config.swarm.num_stages
     tied_head = run.config.model.tied_head
-    reference = train_sequentially(num_stages, run.config.steps, run.skipped, tied_head)
+    delayed_updates = run.config.swarm.delayed_updates
+    reference = train_sequentially(
+        num_stages, run.config.steps, run.skipped, tied_head, delayed_updates
+    )
     expected = reference.states
     for record in run.swarm.steps:
         if not record.get("skipped") and (

@@ -141,6 +141,7 @@ def test_reports_survive_the_wire():
         lineage="abc",
         generation=2,
         can_replay=True,
+        early=frozenset({7}),
         counted=frozenset({2, 0}),
         prepared_step=4,
         last_commit=CommitRecord(3, None),

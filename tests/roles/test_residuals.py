@@ -77,7 +77,9 @@ def test_a_microbatch_whose_sender_died_leaves_no_residuals(config):
             return result
 
         compute.forward = watched
-        relaying = Relaying("p", StageState(0), compute, Nobody(), lambda *_: None)
+        relaying = Relaying(
+            "p", StageState(0), compute, Nobody(), lambda *_: None, None
+        )
         microbatch = RandomTokens(config).microbatch(0, 0)
         relay = Relay(
             round=Round(1, "t", 1),

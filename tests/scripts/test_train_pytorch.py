@@ -46,6 +46,11 @@ def arguments(tmp_path):
     ]
 
 
+def test_delayed_updates_are_refused(arguments):
+    with pytest.raises(ConfigError, match="scripts.train_single, which has them"):
+        train_pytorch.main([*arguments, "--config.swarm.delayed_updates"])
+
+
 def test_it_trains_and_writes_the_metrics_of_a_swarm(arguments, tmp_path, capsys):
     train_pytorch.main(arguments)
     run = tmp_path / "run"

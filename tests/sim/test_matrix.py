@@ -23,6 +23,22 @@ TIED = {
     )
 }
 """Where two stages share a table and it matters."""
+DELAYED = {
+    name: cell
+    for name, cell in POSSIBLE.items()
+    if cell.role in ("middle", "trainer")
+    and cell.fault in ("crash", "hang", "partition, loud", "duplicate")
+    and cell.phase
+    in (
+        "after compute before answer",
+        "mid-all-reduce",
+        "between prepare and commit",
+        "mid-join as joiner",
+        "while draining",
+        "while moving, mid-state",
+    )
+}
+"""Where it matters that a step is closed while the next one is fed."""
 
 
 @pytest.mark.parametrize("name", POSSIBLE)
@@ -34,6 +50,19 @@ def test_a_cell_ends_as_plain_training(name):
 @pytest.mark.parametrize("name", TIED)
 def test_a_cell_with_a_tied_head_does_so_too(name):
     schedule = replace(schedule_of(TIED[name]), tied_head=True)
+    assert run_schedule(schedule) == frozenset(range(len(schedule.faults)))
+
+
+@pytest.mark.parametrize("name", DELAYED)
+def test_a_cell_with_delayed_updates_does_so_too(name):
+    schedule = replace(schedule_of(DELAYED[name]), delayed_updates=True)
+    assert run_schedule(schedule) == frozenset(range(len(schedule.faults)))
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("name", sorted(POSSIBLE.keys() - DELAYED.keys()))
+def test_so_do_all_others(name):
+    schedule = replace(schedule_of(POSSIBLE[name]), delayed_updates=True)
     assert run_schedule(schedule) == frozenset(range(len(schedule.faults)))
 
 

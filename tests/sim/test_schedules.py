@@ -1,5 +1,7 @@
 """Random schedules are data, are right, and are shrunk when they are not."""
 
+from dataclasses import replace
+
 import pytest
 
 from swarm_jax.sim.chaos import failure, shrink
@@ -17,6 +19,21 @@ def test_those_with_a_tied_head_do_so_too(seed):
     assert failure(random_schedule(seed, tied_head=True)) is None
 
 
+@pytest.mark.parametrize("seed", range(60, 90))
+def test_those_with_delayed_updates_do_so_too(seed):
+    tied_head = seed % 3 == 0
+    schedule = random_schedule(seed, tied_head=tied_head)
+    assert failure(replace(schedule, delayed_updates=True)) is None
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("tied_head", [False, True])
+@pytest.mark.parametrize("seed", range(100, 300))
+def test_more_of_those_do_so_too(seed, tied_head):
+    schedule = random_schedule(seed, tied_head=tied_head)
+    assert failure(replace(schedule, delayed_updates=True)) is None
+
+
 def test_schedules_are_a_function_of_their_seed_and_travel_as_data():
     schedule = random_schedule(7)
     assert schedule == random_schedule(7) != random_schedule(8)
@@ -24,6 +41,8 @@ def test_schedules_are_a_function_of_their_seed_and_travel_as_data():
     tied = random_schedule(7, tied_head=True)
     assert Schedule.from_dict(tied.to_dict()) == tied
     assert tied.tied_head and not schedule.tied_head
+    delayed = replace(schedule, delayed_updates=True)
+    assert Schedule.from_dict(delayed.to_dict()) == delayed != schedule
 
 
 def test_all_kinds_of_faults_come_up():

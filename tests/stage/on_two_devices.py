@@ -77,7 +77,7 @@ async def loss(pair, microbatch, previous):
 def assert_at_home(compute):
     assert devices_of((compute._params, compute._opt_state)) == {HOST}
     assert devices_of((compute._weights, compute._gradient_sum)) == {CARD}
-    if compute._previous_weights is not None:
+    if compute._previous_weights:
         assert devices_of(compute._previous_weights) == {CARD}
 
 

@@ -93,6 +93,11 @@ def test_what_stands_is_what_a_stage_holds(stage, ahead):
     assert standing_bytes(ahead) == expected
 
 
+def test_delayed_updates_hold_one_more_of_weights_and_gradient_sum(stage, ahead):
+    more = tree_bytes((ahead.weights, ahead.total))
+    assert standing_bytes(ahead, True) == standing_bytes(ahead) + more
+
+
 def test_an_accelerator_says_what_it_has(monkeypatch):
     class Card:
         def memory_stats(self):

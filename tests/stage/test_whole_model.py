@@ -48,6 +48,32 @@ def test_step_follows_the_mean_gradient_over_loss_tokens(
     assert jax.tree.structure(updated) == jax.tree.structure({"slope": 0, "offset": 0})
 
 
+def test_delayed_updates_take_gradients_at_the_parameters_before_the_last_one(batch):
+    """And update those of now: W(t+1) = W(t) - rate * gradient(W(t-1))."""
+    inputs_NL, targets_NL = batch
+    counted = targets_NL >= 0
+
+    def gradient(slope, offset):
+        errors = (slope * inputs_NL + offset - targets_NL)[counted]
+        wanted = np.mean(2 * errors * inputs_NL[counted]), np.mean(2 * errors)
+        return np.array(wanted), np.mean(errors**2)
+
+    init_optimizer, step = make_train_step(
+        loss, optax.sgd(0.1), clip_norm=None, microbatch_size=2, delayed_updates=True
+    )
+    params = {"slope": jnp.float32(0.5), "offset": jnp.float32(-1.0)}
+    state = init_optimizer(params)
+    now = before = np.array([0.5, -1.0])
+    for _ in range(4):
+        wanted, mean_loss = gradient(*before)
+        now, before = now - 0.1 * wanted, now
+        params, state, given_loss, norm = step(params, state, inputs_NL, targets_NL)
+        given = [float(params["slope"]), float(params["offset"])]
+        assert given == pytest.approx(now.tolist(), rel=1e-4)
+        assert float(given_loss) == pytest.approx(mean_loss, rel=1e-4)
+        assert float(norm) == pytest.approx(np.hypot(*wanted), rel=1e-4)
+
+
 class Device:
     """A stand-in for a step on a device: says what the host did, in order."""
 
