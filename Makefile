@@ -55,7 +55,7 @@ test: setup
 
 chaos: setup
 	$(RUN) -m scripts.chaos --seeds $(SEEDS)
-	$(PYTEST) -m chaos tests/integration
+	$(PYTEST) -m chaos tests/integration tests/sim
 
 soak: setup
 	$(RUN) -m scripts.launch --config $(CONFIG) --workdir runs/soak --overwrite \

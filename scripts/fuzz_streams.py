@@ -119,6 +119,7 @@ _REPORT = report_to_header(
                 "step": 1,
                 "lineage": "x",
                 "counted": frozenset({0}),
+                "early": frozenset({1}),
                 "last_commit": CommitRecord(0, 0.5),
                 "losses": {0: 1.0},
                 "newest_heard": (0, 1),

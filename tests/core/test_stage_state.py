@@ -109,11 +109,12 @@ def test_with_delayed_updates_a_step_runs_with_the_parameters_before():
     assert state.can_serve(old, {0}) and not state.can_serve(old, {1})
 
 
-def test_validation_runs_with_the_parameters_of_its_own_step():
+def test_validation_is_at_the_newest_parameters_however_many_are_kept():
     state = StageState(1, staleness=1)
-    state.step = 5
+    state.step, state.can_replay = 5, True
     served = [state.can_serve(MicrobatchID(s, 0), (), False) for s in (6, 5, 4, 3)]
-    assert served == [False, True, True, False]
+    assert served == [False, True, False, False]
+    assert state.age(MicrobatchID(5, 0), training=False) == 0
 
 
 def test_what_is_counted_early_is_the_ledger_of_the_next_step():

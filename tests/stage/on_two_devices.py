@@ -16,6 +16,8 @@ CARD, HOST = jax.local_devices()
 
 
 class Count:
+    is_early = False
+
     def start(self):
         return True
 
@@ -33,15 +35,16 @@ def as_bytes(arrays):
 
 @pytest.fixture
 def make_pair(make_stages):
-    """``make(host, dtype)``: a first and a last stage."""
+    """``make(host, dtype, delayed_updates)``: a first and a last stage."""
     made = []
 
-    def make(host, dtype):
+    def make(host, dtype, delayed_updates=False):
         pair = [
             ThreadedCompute(
                 stage.programs,
                 partial(stage.programs.copy, stage.params),
                 home=Home(host),
+                delayed_updates=delayed_updates,
             )
             for stage in make_stages((1, 3), dtype)
         ]
@@ -114,6 +117,31 @@ def test_updates_in_main_memory_equal_those_on_the_device(
         found.append(await loss(pair, make_microbatch(9), previous=False))
         assert found[3] == found[0]
         return found, states, digests
+
+    assert asyncio.run(scenario(HOST)) == asyncio.run(scenario(None))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_so_do_delayed_updates(dtype, make_pair, make_microbatch):
+    """Older weights stay on the device, also those that came with a state."""
+
+    async def losses(pair):
+        return [await loss(pair, make_microbatch(9), previous=p) for p in (0, 1)]
+
+    async def scenario(host):
+        pair, other = (make_pair(host, dtype, True) for _ in range(2))
+        found = [await losses(pair)]
+        for step in range(3):
+            await train(pair, make_microbatch(step))
+            found.append(await losses(pair))
+            assert found[-1][1] == found[-2][0] != found[-1][0]
+        for compute, joiner in zip(pair, other, strict=True):
+            await joiner.load_state(await compute.state())
+            if host is not None:
+                assert_at_home(compute)
+                assert_at_home(joiner)
+        assert await losses(other) == found[-1]
+        return found
 
     assert asyncio.run(scenario(HOST)) == asyncio.run(scenario(None))
 

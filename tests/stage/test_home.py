@@ -25,7 +25,7 @@ def test_with_a_device_that_is_not_the_host():
         text=True,
     )
     assert done.returncode == 0, done.stdout
-    assert "4 passed" in done.stdout
+    assert "6 passed" in done.stdout
 
 
 def test_a_cpu_has_them_in_main_memory_anyway():
