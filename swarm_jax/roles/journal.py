@@ -142,6 +142,7 @@ class Journal:
 
     def feeding_ahead(self, step: int) -> None:
         """Microbatches of ``step`` are about to be sent while the one before closes."""
+        self._say_what_goes_on(step - 1)
         if self._ahead is None or self._ahead.step != step:
             self._ahead = _Ahead(step)
 

@@ -107,3 +107,30 @@ def test_a_step_says_how_long_its_microbatches_took(config):
     run_virtual(main())
     found = [(r["microbatch_p50_s"], r["microbatch_p95_s"]) for r in steps]
     assert found == [pytest.approx((0.5, 0.95)), pytest.approx((1.5, 1.95))]
+
+
+def test_a_step_that_was_fed_ahead_is_timed_from_the_commit_before_it(config, caplog):
+    """So no second is in two steps. What its microbatches took is its own."""
+    steps = Records()
+
+    async def main():
+        journal = make_journal(config, steps)
+        await asyncio.sleep(1.0)
+        journal.begin_term(1)
+        journal.feeding(0)
+        for step in range(3):
+            await asyncio.sleep(1.0)
+            journal.waiting("Waiting: stage 0: no live peer")
+            journal.closing(step, loss_sum=6.0, loss_tokens=2, ledgers=ALL_ONCE)
+            journal.feeding_ahead(step + 1)
+            for index in range(2):
+                trace = [{"elapsed_s": step + 1.0}]
+                journal.answered_ahead(index, 1, Answer([], 0.0, trace))
+            await asyncio.sleep(1.0 + step)
+            journal.collected([report_of(CommitRecord(step, 1.0))])
+
+    run_virtual(main())
+    assert [record["step_s"] for record in steps] == [2.0, 3.0, 4.0]
+    assert [record.get("microbatch_p50_s") for record in steps] == [None, 1.0, 2.0]
+    goes_on = [text for text in caplog.messages if "goes on" in text]
+    assert goes_on == [f"the run goes on with step {step}" for step in (1, 2, 3)]
