@@ -6,7 +6,8 @@ byte between them passes the proxy.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.launcher.links import Proxy
@@ -56,16 +57,16 @@ async def running(
     specs: Sequence[ArraySpec],
     compute_s: float,
     on_count: Callable[[int], None],
-) -> AsyncIterator[list[str]]:
-    """One peer per stage and a trainer, at work; while they start, lines are plain.
+    line: Mapping[str, float] = MappingProxyType({}),
+) -> AsyncIterator[None]:
+    """One peer per stage and a trainer, at work.
 
     Args:
         specs: Of what crosses a boundary, either way.
         compute_s: Forward and backward of one microbatch in one stage.
         on_count: Called with the stage when it has counted a microbatch.
-
-    Yields:
-        The names of all peers, as the proxy knows them.
+        line: Of each peer, from its first connection on: libp2p measures the round
+            trip when it connects, and lets as much be under way as that needs.
     """
     loop, boundary = asyncio.get_running_loop(), incompressible(specs)
     protocol = f"swarm_jax.wan.{config.swarm_fingerprint()}"
@@ -73,7 +74,7 @@ async def running(
     async with contextlib.AsyncExitStack() as closing:
 
         async def join(name: str) -> HivemindCalls:
-            proxy.set_line(name)
+            proxy.set_line(name, **line)
             _, host, _, announced = await asyncio.to_thread(proxy.options, name)
             node = await start_node(
                 initial_peers=nodes[0].visible_maddrs() if nodes else (),
@@ -137,7 +138,7 @@ async def running(
         )
         tasks = [loop.create_task(role.run()) for role in (*servers, trainer)]
         closing.push_async_callback(_end, tasks)
-        yield [*(f"stage{stage}" for stage in range(len(servers))), "trainer"]
+        yield
 
 
 async def _end(tasks: Sequence[asyncio.Task]) -> None:
