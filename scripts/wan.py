@@ -138,8 +138,8 @@ async def measure(
 
     Args:
         dilation: The factor K.
-        seconds: For which microbatches are counted, once the links are full; longer
-            until all that is in flight has come round twice.
+        seconds: For which the links fill, and then for which microbatches are counted;
+            both longer until all that is in flight has come round twice.
         in_flight: Microbatches in the swarm; None: twice as many as fill it, and some.
     """
     loop = asyncio.get_running_loop()
@@ -159,7 +159,8 @@ async def measure(
         on_count=lambda stage: stage or times_s.append(loop.time()),
         line={"bits_per_s": LINK_BITS_PER_S / dilation, "rtt_s": dilation * rtt_s},
     ):
-        while len(times_s) < ROUNDS * in_flight:
+        settled_s = loop.time() + seconds
+        while len(times_s) < ROUNDS * in_flight or loop.time() < settled_s:
             await asyncio.sleep(0.05)
         began_s, processor_s = times_s[-1], _processor_s()
         already = len(times_s)
