@@ -36,6 +36,7 @@ from swarm_jax.roles.messages import (
     FetchManifest,
     FetchTied,
     HandOver,
+    Locate,
     MalformedHeader,
     MoveTo,
     Prepare,
@@ -223,6 +224,12 @@ class StageServer:
             "snapshots": len(self._snapshots),
         }
 
+    def _locate(self) -> Message:
+        if self.state.state != ONLINE:
+            return refusal(Status.NOT_ONLINE)
+        generation, step, *_ = self.state.position
+        return Message({"status": Status.OK, "generation": generation, "step": step})
+
     def _move_to(self, request: MoveTo) -> Message:
         if self.state.follows_newer(request.round):
             return refusal(Status.OLD_ROUND, promise=list(self.state.promise))
@@ -318,9 +325,11 @@ class StageServer:
             return refusal(Status.WRONG_STAGE)
         if state.state != ONLINE:
             return refusal(Status.NOT_ONLINE)
-        if relay.round < state.promise:
+        if relay.round < state.promise and not relay.is_guest:
             return refusal(Status.OLD_ROUND, promise=list(state.promise))
-        is_current = relay.generation == state.generation
+        is_current = relay.generation == state.generation and (
+            relay.training or relay.id.step == state.step
+        )
         if not is_current or not state.can_serve(relay.id, relay.counted_by):
             return refusal(Status.WRONG_STEP, step=state.step)
         if list(specs) != self._relay_specs:
@@ -363,6 +372,8 @@ class StageServer:
                 return await self._control.take_over(request, message.arrays)
             case Watch():
                 return await answer_watch(request)
+            case Locate():
+                return self._locate()
             case FetchManifest():
                 return await self._snapshots.manifest(request)
             case FetchChunk():
