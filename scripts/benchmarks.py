@@ -195,10 +195,13 @@ def stage(args, config, folder: Path, console: Console) -> dict[str, Any]:
     flags.use_device(args.device)
     with imports.many():
         from scripts import wiring
-        from scripts.stage_speed import stage_figures, stage_table
+        from scripts.stage_speed import stage_figures, stage_tables
     wiring.prepare_jax(config)
-    figures = stage_figures(config, args.stage, args.repeats, args.peak_tflops)
-    console.print(stage_table(figures))
+    figures = stage_figures(
+        config, args.stage, args.repeats, args.peak_tflops, args.remat
+    )
+    for table in stage_tables(figures):
+        console.print(table)
     experiment = {"experiment": flags.experiment_arguments(args)}
     return (
         figures

@@ -50,7 +50,8 @@ def prepare_jax(config: ExperimentConfig) -> None:
 
 def make_functions(config: ExperimentConfig, stage: int) -> functional.StageFunctions:
     """One stage of the model as pure functions."""
-    return functional.make_stage(config.model, *stage_layers(config)[stage])
+    layers, remat = stage_layers(config)[stage], config.tuning.remat
+    return functional.make_stage(config.model, *layers, remat)
 
 
 def make_programs(config: ExperimentConfig, stage: int) -> StagePrograms:
@@ -65,8 +66,8 @@ def make_programs(config: ExperimentConfig, stage: int) -> StagePrograms:
     boundaries = functional.boundaries_of(model, first_layer, num_layers)
     place = functions.is_first, functions.is_last, num_layers, boundaries
     arrays = *swarm.wires, swarm.microbatch_size
-    parts = to_dict(model), to_dict(config.optimizer), config.steps, place, arrays
-    key = json.dumps(parts, sort_keys=True)
+    training = to_dict(config.optimizer), config.steps, config.tuning.remat
+    key = json.dumps((to_dict(model), training, place, arrays), sort_keys=True)
     if key not in _programs:
         _programs[key] = make_stage_programs(
             functions,

@@ -88,17 +88,18 @@ def test_codecs_lose_what_they_should():
 SMALL = [f"--config.model.{name}" for name in ("model_dim=16", "ffn_dim=32")]
 SMALL += ["--config.model.num_heads=2", "--config.model.sequence_length=8"]
 SMALL += ["--config.swarm.layers_per_stage=(2,2)"]
-PASSES = [
+SAME = [{"forward": 1, "update": None}, {"forward and loss": 1, "update": None}]
+"""Passes of what is measured once, and of what each value of tuning.remat changes."""
+
+DIFFERENT = [
     {
-        "forward": 1,
         "forward, keeping residuals": 1,
         "backward from residuals": 2,
         "backward, computing forward again": 2,
         "there and back, keeping": 3,
         "there and back, again": 3,
-        "update": None,
     },
-    {"forward and loss": 1, "forward, loss and backward": 3, "update": None},
+    {"forward, loss and backward": 3},
 ]
 
 
@@ -106,21 +107,29 @@ PASSES = [
 def test_a_stage_is_measured_and_reported(stage, tmp_path, capsys):
     path = tmp_path / "report.json"
     more = ["--stage", str(stage), "--peak_tflops", "2", "--json", str(path), *SMALL]
+    remats = ["everything_saveable", "nothing_saveable"]
+    more += ["--remat", *remats]
     assert benchmark.main(["stage", "--repeats", "1", *more]) == 0
     report = json.loads(path.read_text())
-    assert [row["case"] for row in report["rows"]] == list(PASSES[stage])
+    passes = SAME[stage] | DIFFERENT[stage]
+    expected = [(case, None) for case in SAME[stage]]
+    expected += [(case, remat) for remat in remats for case in DIFFERENT[stage]]
+    assert [(row["case"], row["remat"]) for row in report["rows"]] == expected
     width, hidden, length, vocabulary = 16, 32, 8, 384 * stage
     block = 2 * (4 * width**2 + 2 * width * hidden) + 4 * length * width
     forward = (2 * block + 2 * width * vocabulary) * 2 * length
     for row in report["rows"]:
         assert row["hardware"] == "cpu" and row["ms"] > 0
-        passes = PASSES[stage][row["case"]]
-        if passes is None:
+        if passes[row["case"]] is None:
             assert row["model_tflop_per_s"] is row["utilisation"] is None
         else:
             flop = row["model_tflop_per_s"] * 1e9 * row["ms"]
-            assert flop == pytest.approx(passes * forward)
+            assert flop == pytest.approx(passes[row["case"]] * forward)
             assert row["utilisation"] == row["model_tflop_per_s"] / 2
-    assert (report["residual_bytes"] > 0) == (report["residuals_fit"] is not None)
+    assert [row["remat"] for row in report["memory"]] == remats
+    everything, nothing = (row["residual_bytes"] for row in report["memory"])
+    assert everything > 2 * nothing > 0 if stage == 0 else everything == nothing == 0
+    for row in report["memory"]:
+        assert (row["residual_bytes"] > 0) == (row["residuals_fit"] is not None)
     shown = " ".join(capsys.readouterr().out.split())
-    assert all(case in shown for case in PASSES[stage]) and "peak 2" in shown
+    assert all(words in shown for words in (*passes, *remats)) and "peak 2" in shown
