@@ -33,6 +33,7 @@ from swarm_jax.stage.layered import LayeredState
 from swarm_jax.stage.memory import plan_residuals
 from swarm_jax.stage.optimizer import make_optimizer
 from swarm_jax.stage.programs import StagePrograms, make_stage_programs
+from swarm_jax.stage.residuals import ResidualBudget
 from swarm_jax.stage.saved_stage import SavedStage
 from swarm_jax.stage.threaded import ThreadedCompute
 from swarm_jax.stage.whole_model import make_train_step
@@ -130,7 +131,7 @@ def make_compute(
     duration_s: Callable[[str], float] = lambda name: 0.0,
     folder: str | None = None,
 ) -> StageCompute:
-    """A stage with its initial parameters.
+    """A stage with its initial parameters; they, and its programs, when it is ready.
 
     Args:
         duration_s: For ``inline`` only.
@@ -138,22 +139,26 @@ def make_compute(
 
     Raises:
         ConfigError: It starts with some, and there is no folder.
-        CheckpointError: They are not there.
+        CheckpointError: They are not there; unless ``inline``, ``ready`` raises it.
     """
     programs, seeded = make_programs(config, stage), _make_init(config, stage)
     init = _initial(config, seeded, stage_layers(config)[stage].first_layer, folder)
     if inline:
         return InlineCompute(programs, init, duration_s)
-    tuning = config.tuning
+    tuning, residuals = config.tuning, ResidualBudget()
     home = optimizer_home(tuning.offload_optimizer)
-    residuals = plan_residuals(
-        programs,
-        seeded,
-        home=home,
-        residual_bytes=tuning.residual_bytes,
-        most=tuning.max_queue,
-    )
-    return ThreadedCompute(programs, init, residuals, home)
+
+    def prepare(check: Callable[[], None]) -> None:
+        residuals.microbatches = plan_residuals(
+            programs,
+            seeded,
+            home=home,
+            residual_bytes=tuning.residual_bytes,
+            most=tuning.max_queue,
+            check=check,
+        )
+
+    return ThreadedCompute(programs, init, residuals, home, prepare)
 
 
 def initial_params(config: ExperimentConfig, folder: str | None) -> functional.Params:
