@@ -11,7 +11,9 @@ from scripts.wiring import Device
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.launcher import preemption
 from swarm_jax.metrics import MetricsWriter
+from swarm_jax.net.hivemind_node import HivemindNode
 from swarm_jax.roles.arrival import Parts
+from swarm_jax.roles.compute import Compute
 from swarm_jax.roles.migration import MovingPeer
 from swarm_jax.roles.stage_server import StageServer
 
@@ -86,26 +88,40 @@ async def serve(
         directory=network.directory,
         make_server=make_another,
     )
-    process.announce_ready(args, node)
-    print(
-        f"Stage {args.stage} is served by {node.peer_id} ({name}). Another peer of it:"
-    )
-    print(process.server_command(args, node, args.stage))
-    print(f"A trainer: {process.trainer_command(args, node)}", flush=True)
+
     left = False
 
     async def leave() -> None:
         nonlocal left
         left = await peer.drain(config.tuning.drain_timeout_s)
 
-    await process.until_stopped(
-        peer.run(make_server(args.stage, device)),
-        node,
-        notice=preemption.preempted(args.preemption_file, args.preemption_url),
-        leave=leave,
-    )
+    announcing = asyncio.ensure_future(announce(args, node, name, device.compute))
+    # Its failure is the server's, too, which reports it.
+    announcing.add_done_callback(lambda task: task.cancelled() or task.exception())
+    try:
+        await process.until_stopped(
+            peer.run(make_server(args.stage, device)),
+            node,
+            notice=preemption.preempted(args.preemption_file, args.preemption_url),
+            leave=leave,
+        )
+    finally:
+        announcing.cancel()
     await peer.leave()
     return 0 if left else 1
+
+
+async def announce(
+    args: argparse.Namespace, node: HivemindNode, name: str, compute: Compute
+) -> None:
+    """Says that this peer is there, but not before it computes: others begin then."""
+    await compute.ready()
+    process.announce_ready(args, node)
+    print(
+        f"Stage {args.stage} is served by {node.peer_id} ({name}). Another peer of it:"
+    )
+    print(process.server_command(args, node, args.stage))
+    print(f"A trainer: {process.trainer_command(args, node)}", flush=True)
 
 
 def times_to_ready(parts: Parts, start_to_ready_s: float) -> dict[str, float]:
