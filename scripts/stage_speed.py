@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from models.functional import resolve_dtype
-from scripts.stages import stage_flops
-from scripts.wiring import make_functions, make_programs
+from scripts.stages import stage_flops, stage_layers
+from scripts.wiring import boundary_codec, make_functions, make_programs
 from swarm_jax.config import ExperimentConfig, override
 from swarm_jax.stage.ahead import Ahead
 from swarm_jax.stage.memory import fitting, tree_bytes
@@ -28,6 +28,9 @@ PEAK_TFLOPS = {
 }
 """Dense bfloat16 products, by the vendor's data sheets."""
 
+GRADIENT_SCALE = 1e-3
+"""Deviation of the gradients that a stage is given."""
+
 FORWARD, BACKWARD = 1, 2
 """FLOPs of a pass, in those of a forward pass. To compute forward again is none of the
 model's."""
@@ -40,7 +43,10 @@ def stage_figures(
     peak_tflops: float | None,
     remats: Sequence[str],
 ) -> dict[str, Any]:
-    """Measures one stage with its initial parameters and an input of zeros.
+    """Measures one stage with its initial parameters, and a random microbatch.
+
+    It is random because GPUs multiply zeros faster than data: fewer bits change, so
+    that less power is drawn, and clocks stay higher.
 
     Args:
         peak_tflops: Of the device; None: what is known of a card of its name, if the
@@ -138,7 +144,8 @@ def _measure(
         "workspace_bytes": ahead.workspace_bytes,
         "residuals_fit": fitting(ahead, config.tuning.residual_bytes),
     }
-    cases = _cases(_Stage(programs, functions.init(config.seed)))
+    params = functions.init(config.seed)
+    cases = _cases(_Stage(programs, params, random_microbatch(config, stage)))
     return memory, {
         case: _median_s(case.call, repeats) for case in cases if shared or case.differs
     }
@@ -164,18 +171,50 @@ def _cases(stage: "_Stage") -> Sequence[_Case]:
     )
 
 
+class Microbatch(NamedTuple):
+    """What a stage is given, as its programs take it, on the device."""
+
+    x: tuple[jax.Array, ...]
+    grad_y: tuple[jax.Array, ...]
+    targets_BL: jax.Array
+
+
+def random_microbatch(config: ExperimentConfig, stage: int) -> Microbatch:
+    """Tokens of the whole vocabulary; normal activations and gradients, encoded.
+
+    Gradients are small, since their sum grows with every call.
+    """
+    x_key, gradient_key, targets_key = jax.random.split(jax.random.key(config.seed), 3)
+    shape_BL = config.swarm.microbatch_size, config.model.sequence_length
+
+    def tokens(key: jax.Array) -> jax.Array:
+        return jax.random.randint(key, shape_BL, 0, config.model.vocab_size, jnp.int32)
+
+    def normal(key: jax.Array, next_stage: int) -> jax.Array:
+        first_layer = stage_layers(config)[next_stage].first_layer
+        shape_BLD = *shape_BL, config.model.width_after(first_layer)
+        return jax.random.normal(key, shape_BLD, resolve_dtype(config.model))
+
+    before, after = boundary_codec(config, stage), boundary_codec(config, stage + 1)
+    x, grad_y = (tokens(x_key),), ()
+    if before is not None:
+        x = jax.jit(before.activations.encode)(normal(x_key, stage))
+    if after is not None:
+        gradient_BLD = GRADIENT_SCALE * normal(gradient_key, stage + 1)
+        grad_y = jax.jit(after.gradients.encode)(gradient_BLD)
+    return Microbatch(x, grad_y, tokens(targets_key))
+
+
 class _Stage:
     """Calls of the programs, each with what the one before it left."""
 
-    def __init__(self, programs: StagePrograms, params: Any):
+    def __init__(self, programs: StagePrograms, params: Any, microbatch: Microbatch):
         self._programs = programs
         self._params = programs.copy(params)
         self._opt_state = programs.init_optimizer(params)
         self._weights = programs.cast(programs.copy(params))
         self._total = programs.zeros()
-        self._x = _zeros(programs.input_specs)
-        self._grad_y = _zeros(programs.gradient_specs)
-        (self._targets_BL,) = _zeros((programs.targets_spec,))
+        self._x, self._grad_y, self._targets_BL = microbatch
         self._residuals: Any = None
         self.is_last = not programs.gradient_specs
 
@@ -222,10 +261,6 @@ class _Stage:
             self._params, self._opt_state, self._total, 1.0
         )
         return self._params, self._opt_state, rest
-
-
-def _zeros(specs: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[jax.Array, ...]:
-    return tuple(jnp.zeros(shape, dtype) for dtype, shape in specs)
 
 
 def _median_s(call: Callable[[], Any], repeats: int) -> float:

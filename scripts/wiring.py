@@ -74,15 +74,15 @@ def make_programs(config: ExperimentConfig, stage: int) -> StagePrograms:
             functions,
             functools.partial(functional.cast_params, model),
             _optimizer(config, functions),
-            input_codec=_boundary_codec(config, stage),
-            output_codec=_boundary_codec(config, stage + 1),
+            input_codec=boundary_codec(config, stage),
+            output_codec=boundary_codec(config, stage + 1),
             tokens_shape=(swarm.microbatch_size, model.sequence_length),
             clip_norm=config.optimizer.clip_norm,
         )
     return _programs[key]
 
 
-def _boundary_codec(config: ExperimentConfig, stage: int) -> BoundaryCodec | None:
+def boundary_codec(config: ExperimentConfig, stage: int) -> BoundaryCodec | None:
     """Of the boundary before ``stage``; None where no other stage is before it.
 
     ``stage`` may be the number of stages: what would come after the last one.
@@ -104,7 +104,7 @@ def bytes_on_wires(config: ExperimentConfig) -> dict[str, float]:
         which measures them, sends the targets along: 4 bytes more there.)
     """
     boundaries = range(1, config.swarm.num_stages)
-    codecs = [_boundary_codec(config, stage) for stage in boundaries]
+    codecs = [boundary_codec(config, stage) for stage in boundaries]
     tokens = config.swarm.microbatch_size * config.model.sequence_length
     ways = {
         "activation": [codec.activations for codec in codecs],
@@ -274,7 +274,7 @@ def _loss_over_wires(config: ExperimentConfig) -> Callable[..., jax.Array]:
             mine = functional.from_layers({name: layers[name] for name in names[stage]})
             if functions.is_last:
                 return functions.loss(mine, x, targets_BL)
-            cross = straight_through(_boundary_codec(config, stage + 1))
+            cross = straight_through(boundary_codec(config, stage + 1))
             x = cross(functions.apply(mine, x))
 
     return loss

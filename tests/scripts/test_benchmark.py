@@ -2,13 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from scripts import benchmark
+from scripts import benchmark, benchmarks
 from scripts.codec_speed import codec_figures
+from scripts.stage_speed import random_microbatch
 from scripts.store_speed import store_speed
+from scripts.wiring import make_programs
+from swarm_jax.config import load_config
 from swarm_jax.data import speed
 from swarm_jax.errors import ConfigError
+from swarm_jax.launcher.processes import ProcessDied
+from swarm_jax.launcher.relay_cases import Case
 
 
 @pytest.mark.parametrize(
@@ -133,3 +139,50 @@ def test_a_stage_is_measured_and_reported(stage, tmp_path, capsys):
         assert (row["residual_bytes"] > 0) == (row["residuals_fit"] is not None)
     shown = " ".join(capsys.readouterr().out.split())
     assert all(words in shown for words in (*passes, *remats)) and "peak 2" in shown
+
+
+def test_what_a_stage_is_measured_with_is_random():
+    cut = ["--config.swarm.num_stages=4", "--config.swarm.layers_per_stage=(1,1,1,1)"]
+    more = [*SMALL[:-1], *cut, "--config.swarm.wire=int8"]
+    config = load_config("configs/benchmark_local.py", more)
+    for stage in range(4):
+        programs = make_programs(config, stage)
+        x, grad_y, targets_BL = random_microbatch(config, stage)
+        for arrays, specs in (
+            (x, programs.input_specs),
+            (grad_y, programs.gradient_specs),
+            ([targets_BL], [programs.targets_spec]),
+        ):
+            assert [(a.dtype.name, a.shape) for a in arrays] == list(specs)
+            for array in arrays:
+                values = np.asarray(array, np.float32)
+                assert np.isfinite(values).all() and len(np.unique(values)) > 5
+        assert 0 <= targets_BL.min() and targets_BL.max() < config.model.vocab_size
+
+
+def test_each_case_of_the_relay_is_written_when_it_is_over(tmp_path, monkeypatch):
+    path, seen = tmp_path / "relay.json", []
+
+    class Bench:
+        def __init__(self, *, case, **_):
+            self._name = case.name
+
+        def rows(self, repeats, console):
+            seen.append(json.loads(path.read_text()) if path.exists() else None)
+            if self._name == "dies":
+                raise ProcessDied("out of memory")
+            if self._name == "is cut short":
+                raise KeyboardInterrupt
+            return [{"case": self._name}]
+
+    names = ["works", "dies", "is cut short", "never runs"]
+    cases = [Case(name=name, cards=0) for name in names]
+    monkeypatch.setattr(benchmarks.relay_bench, "RelayBench", Bench)
+    monkeypatch.setattr(benchmarks.relay_cases, "choose", lambda *_: cases)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main(["relay", "--json", str(path)])
+    assert seen[0] is None and seen[1]["missing"] == names[1:]
+    report = json.loads(path.read_text())
+    assert report["rows"] == [{"case": "works"}] and report["failed"] == ["dies"]
+    assert report["missing"] == names[2:] and "torch" in report
+    assert list(tmp_path.iterdir()) == [path]
