@@ -73,6 +73,8 @@ class Backward:
 class Compute(Protocol):
     """One stage on one device: parameters, optimizer state, one gradient sum.
 
+    Its shapes are known from the start; what is asked of it before it is ready waits.
+
     Attributes:
         input_specs: (dtype name, shape) of each array that ``forward`` takes.
         gradient_specs: The same for ``backward``'s ``grad_y``.
@@ -89,6 +91,10 @@ class Compute(Protocol):
     state_specs: tuple[tuple[str, tuple[int, ...]], ...]
     tied_leaf: int | None
     queued: int
+
+    async def ready(self) -> None:
+        """Returns when programs are compiled and the initial parameters are there."""
+        ...
 
     async def forward(
         self, x: Arrays, *, keep: bool, order: int, previous: bool = False
@@ -184,7 +190,7 @@ class Compute(Protocol):
         ...
 
     async def clear(self) -> None:
-        """Clears buffer and gradient sum."""
+        """Clears buffer and gradient sum; returns at once if it is not ready yet."""
         ...
 
     async def state(self) -> list[np.ndarray]:

@@ -123,6 +123,9 @@ class ModelledCompute:
     def queued(self) -> int:
         return self._device.queued
 
+    async def ready(self) -> None:
+        pass
+
     async def forward(
         self, x: Arrays, *, keep: bool, order: int, previous: bool = False
     ) -> Forward:

@@ -82,6 +82,10 @@ def at_once(work: Callable[[], Any]) -> Future:
 class StageCompute:
     """Parameters, optimizer state and one gradient sum of a stage.
 
+    Its shapes are known at once. The rest is there when ``ready`` returns: whatever is
+    asked of it before waits for that. So a state can come from stage peers while
+    programs are compiled.
+
     When the device fails in a program that was given the gradient sum, the sum is gone:
     whatever needs it raises until ``clear`` or ``load_state``.
 
@@ -90,6 +94,8 @@ class StageCompute:
         init: ``() -> params``: makes the initial parameters, equal each time, in
             buffers of their own.
         runner: Where the device's work is done.
+        begin: Does the first work of all, before the runner does any.
+        prepare: A part of that: it comes before anything is on the device.
         upload: ``upload(arrays) -> wait``: begins to bring arrays to the device;
             ``wait()`` gives them, in the thread that launches programs.
         aside: Does what takes long and is none of the queue's operations.
@@ -105,6 +111,8 @@ class StageCompute:
         init: Callable[[], Any],
         runner: Runner,
         *,
+        begin: Callable[[Callable[[], None]], Future] = at_once,
+        prepare: Callable[[], None] = lambda: None,
         upload: Callable[[Any], Callable[[], Any]] = lambda arrays: lambda: arrays,
         aside: Callable[[Callable[[], Any]], Future] = at_once,
         depth: int = 1,
@@ -118,22 +126,23 @@ class StageCompute:
         self._programs = programs
         self._init = init
         self._home = home or Home()
-        self._params = params = self._home.make(init)
-        self._weights = self._home.lend(programs.cast(params))
+        self._params = self._opt_state = self._weights = None
         self._previous_weights: Any = None
         self._previous_tied: jax.Array | None = None
-        self._opt_state = self._home.make(programs.init_optimizer, params)
-        self._gradient_sum = programs.zeros()
+        self._gradient_sum: Any = None
         self._reduced: Any = None
+        params = jax.eval_shape(programs.zeros)
+        state = params, jax.eval_shape(programs.init_optimizer, params)
         self._structure = jax.tree.structure(params)
-        self.sum_specs = _specs(jax.tree.leaves(self._gradient_sum))
-        self._state_structure = jax.tree.structure((params, self._opt_state))
-        self.state_specs = _specs(jax.tree.leaves((params, self._opt_state)))
+        self.sum_specs = _specs(jax.tree.leaves(params))
+        self._state_structure = jax.tree.structure(state)
+        self.state_specs = _specs(jax.tree.leaves(state))
         self._upload = upload
         self._aside = aside
         self._queue = DeviceQueue(runner, depth)
         self._close = close
         self._residuals = residuals or ResidualBudget()
+        self._begun = begin(partial(self._begin, prepare))
 
     @property
     def params(self) -> Any:
@@ -149,6 +158,9 @@ class StageCompute:
     @property
     def queued(self) -> int:
         return self._queue.queued
+
+    async def ready(self) -> None:
+        await asyncio.shield(asyncio.wrap_future(self._begun))
 
     async def forward(
         self, x: Arrays, *, keep: bool, order: int, previous: bool = False
@@ -292,6 +304,8 @@ class StageCompute:
         return await self._run("previous_tied", launch, np.asarray)
 
     async def clear(self) -> None:
+        if not self._begun.done():
+            return  # nothing has been added to it, and nobody has to wait for that
         await self._run("clear", self._launch_clear)
 
     async def state(self) -> list[np.ndarray]:
@@ -324,12 +338,7 @@ class StageCompute:
         await self._run("load_state", launch)
 
     async def reset(self) -> None:
-        def launch():
-            params = self._home.make(self._init)
-            opt_state = self._home.make(self._programs.init_optimizer, params)
-            self._launch_replace(params, opt_state)
-
-        await self._run("reset", launch)
+        await self._run("reset", self._launch_reset)
 
     async def digest(self) -> str:
         return await self._run(
@@ -342,6 +351,10 @@ class StageCompute:
     def close(self) -> None:
         self._queue.cancel_waiting()
         self._close()
+
+    def _begin(self, prepare: Callable[[], None]) -> None:
+        prepare()
+        self._launch_reset()
 
     def _release(self) -> None:
         """Frees the device's memory, whoever still has this object."""
@@ -365,6 +378,11 @@ class StageCompute:
         if self._home.host is not None:
             return self._weights
         return self._programs.keep(self._weights)
+
+    def _launch_reset(self) -> None:
+        params = self._home.make(self._init)
+        opt_state = self._home.make(self._programs.init_optimizer, params)
+        self._launch_replace(params, opt_state)
 
     def _launch_replace(self, params: Any, opt_state: Any) -> None:
         self._launch_clear()

@@ -30,6 +30,7 @@ class InlineCompute(StageCompute):
         residuals: ResidualBudget | None = None,
     ):
         super().__init__(programs, init, _InlineRunner(duration_s), residuals=residuals)
+        self._begun.result()
 
 
 class _InlineRunner:
