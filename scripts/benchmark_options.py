@@ -81,7 +81,7 @@ def add_wan(parser: argparse.ArgumentParser) -> None:
         "--in_flight",
         type=int,
         metavar="N",
-        help="microbatches in the swarm (default: twice as many as fill it)",
+        help="microbatches in the swarm (default: four times as many as fill it)",
     )
     wan.add_argument(
         "--dilation",

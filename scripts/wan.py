@@ -140,13 +140,13 @@ async def measure(
         dilation: The factor K.
         seconds: For which the links fill, and then for which microbatches are counted;
             both longer until all that is in flight has come round twice.
-        in_flight: Microbatches in the swarm; None: twice as many as fill it, and some.
+        in_flight: Microbatches in the swarm; None: four times those that fill it, and 8.
     """
     loop = asyncio.get_running_loop()
     rtt_s, compute_s = rtt_ms / 1e3, case.compute_s(tflops)
     round_trip_s = case.round_trip_s(tflops, rtt_s, num_stages)
     if in_flight is None:
-        in_flight = math.ceil(2 * round_trip_s / case.busy_s(tflops)) + 6
+        in_flight = math.ceil(4 * round_trip_s / case.busy_s(tflops)) + 8
     times_s: list[float] = []
     config = wan_config(
         num_stages=num_stages, sequence_length=SEQUENCE_LENGTH, in_flight=in_flight

@@ -25,6 +25,7 @@ from swarm_jax.sim.swarm import Records
 
 PATIENT_S = 600.0
 """All timeouts: what is measured is the links' speed, and nobody is to be given up."""
+JOIN_RTT_S = 0.3
 MICROBATCHES = 4096
 """Of the only step, which no measurement reaches the end of."""
 
@@ -65,8 +66,9 @@ async def running(
         specs: Of what crosses a boundary, either way.
         compute_s: Forward and backward of one microbatch in one stage.
         on_count: Called with the stage when it has counted a microbatch.
-        line: Of each peer, from its first connection on: libp2p measures the round
-            trip when it connects, and lets as much be under way as that needs.
+        line: Of each peer, with a shorter round trip until it has joined, or the DHT
+            would give it up; libp2p measures it when it connects, and lets as much be
+            under way as it needs.
     """
     loop, boundary = asyncio.get_running_loop(), incompressible(specs)
     protocol = f"swarm_jax.wan.{config.swarm_fingerprint()}"
@@ -74,7 +76,8 @@ async def running(
     async with contextlib.AsyncExitStack() as closing:
 
         async def join(name: str) -> HivemindCalls:
-            proxy.set_line(name, **line)
+            rtt_s = min(JOIN_RTT_S, line.get("rtt_s", 0.0))
+            proxy.set_line(name, **{**line, "rtt_s": rtt_s})
             _, host, _, announced = await asyncio.to_thread(proxy.options, name)
             node = await start_node(
                 initial_peers=nodes[0].visible_maddrs() if nodes else (),
@@ -83,6 +86,7 @@ async def running(
                 silence_s=PATIENT_S,
             )
             nodes.append(node)
+            proxy.set_line(name, **line)
             closing.push_async_callback(node.close)
             calls = HivemindCalls(
                 node,

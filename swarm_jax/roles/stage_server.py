@@ -246,12 +246,6 @@ class StageServer:
             "snapshots": len(self._snapshots),
         }
 
-    def _locate(self) -> Message:
-        if self.state.state != ONLINE:
-            return refusal(Status.NOT_ONLINE)
-        generation, step, *_ = self.state.position
-        return Message({"status": Status.OK, "generation": generation, "step": step})
-
     def _move_to(self, request: MoveTo) -> Message:
         if self.state.follows_newer(request.round):
             return refusal(Status.OLD_ROUND, promise=list(self.state.promise))
@@ -395,7 +389,7 @@ class StageServer:
             case Watch():
                 return await answer_watch(request)
             case Locate():
-                return self._locate()
+                return self._control.locate()
             case FetchManifest():
                 return await self._snapshots.manifest(request)
             case FetchChunk():
