@@ -140,7 +140,7 @@ async def measure(
         dilation: The factor K.
         seconds: For which the links fill, and then for which microbatches are counted;
             both longer until all that is in flight has come round twice.
-        in_flight: Microbatches in the swarm; None: four times those that fill it, and 8.
+        in_flight: Microbatches in the swarm; None: four times what fills it, and 8.
     """
     loop = asyncio.get_running_loop()
     rtt_s, compute_s = rtt_ms / 1e3, case.compute_s(tflops)
