@@ -2,7 +2,14 @@
 
     python -m scripts.launch --config configs/swarm_1b_albert.py --workdir runs/albert
 
-It is built abstractly by the tests, and was not trained: there is no result.
+Four steps, to see that it runs, on one NVIDIA H200 that four peers share, on 2026-11-26
+with other work beside: 4,345 tokens/s, 90 s in all; loss 11.38 before the first update
+and 10.71 at the fourth step, validation loss 10.99:
+
+    python -m scripts.launch --config configs/swarm_1b_albert.py --device cuda13 \\
+        --peers-per-stage 1 --workdir runs/albert_4 --config.steps=4 \\
+        --config.optimizer.warmup_steps=2 --config.validation.sequences=1 \\
+        --config.data.target_batch_size=8 --config.tuning.microbatches_in_flight=4
 
 Four stages of one block, each applied 12 times (9.7 billion parameters if they were not
 shared), a norm at each stage's end, and ALBERT's factorised embedding and head; LAMB as

@@ -31,11 +31,14 @@ import optax
 from models.boundary import Compress, Expand
 from models.config import GPTConfig
 from models.gpt import Block, Embedding, Head
+from models.layers import recomputed
 from models.numerics import make_numerics, resolve_dtype
 from models.pure import Pure
 from models.segments import run_rows
 
 Params = dict[str, Any]
+
+KEEP_EVERYTHING = "everything_saveable"
 
 _EMBED_STREAM, _HEAD_STREAM, _BLOCK_STREAM, _COMPRESS_STREAM, _EXPAND_STREAM = range(5)
 _EMBED, _TIED, _TABLE = "embed", "tied", "embedding"
@@ -72,11 +75,21 @@ class StageFunctions:
     tied: tuple[str, str] | None
 
 
-def make_stage(config: GPTConfig, first_layer: int, num_layers: int) -> StageFunctions:
+def make_stage(
+    config: GPTConfig,
+    first_layer: int,
+    num_layers: int,
+    remat: str = KEEP_EVERYTHING,
+) -> StageFunctions:
     """Builds the stage of blocks ``first_layer`` to ``first_layer + num_layers - 1``.
 
     Parameters may be masters or what ``cast_params`` made of them: the result is the
     same. At a cut the stages have ``config.width_after`` channels.
+
+    Args:
+        remat: What each application of a block keeps for its backward pass, beside its
+            input: the name of one of ``jax.checkpoint_policies``. What is cheap to do
+            again (``layers.recomputed``) is not kept by "everything_saveable" either.
 
     Raises:
         ValueError: float64 is asked for while jax's 64-bit mode is off.
@@ -91,6 +104,10 @@ def make_stage(config: GPTConfig, first_layer: int, num_layers: int) -> StageFun
         Pure.of(module, config, numerics)
         for module in (Embedding, Block, Head, Compress, Expand)
     )
+    apply_block = block.apply
+    if remat != KEEP_EVERYTHING:
+        policy = getattr(jax.checkpoint_policies, remat)
+        apply_block = recomputed(block.apply, policy=policy)
     compressed, expanded = boundaries_of(config, first_layer, num_layers)
     interior = [place for place in compressed if place < num_layers]
 
@@ -123,9 +140,9 @@ def make_stage(config: GPTConfig, first_layer: int, num_layers: int) -> StageFun
 
     def repeated(layer: Params, x_BLD: jax.Array) -> jax.Array:
         if config.block_repeats == 1:
-            return block.apply(layer, x_BLD)
+            return apply_block(layer, x_BLD)
         return jax.lax.scan(
-            lambda x_BLD, _: (block.apply(layer, x_BLD), None),
+            lambda x_BLD, _: (apply_block(layer, x_BLD), None),
             x_BLD,
             length=config.block_repeats,
         )[0]

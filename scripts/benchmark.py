@@ -21,7 +21,8 @@ codecs: of every wire, how long an activation (--shape) takes to encode and to d
 the device, and what it loses. No experiment is run.
 
 stage: how long forward, backward and update of one stage (--stage) take on the device,
-with residuals kept and with forward computed again, and how large residuals are.
+with residuals kept and with forward computed again, and how large residuals are; for
+each value of tuning.remat (--remat).
 
 data: how fast text becomes tokens, and tokens microbatches.
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from swarm_jax.config import ALLREDUCE_WIRES
+from swarm_jax.config import ALLREDUCE_WIRES, REMATS
 from swarm_jax.launcher.relay_cases import WIRES
 
 MODELS = ("base", "xxlarge", "gpt3", "ours")
@@ -18,6 +18,13 @@ def add_stage(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="of the device, to say how much of it is used (default: what is known of "
         "its name, for bfloat16)",
+    )
+    stage.add_argument(
+        "--remat",
+        nargs="+",
+        choices=REMATS,
+        default=list(REMATS),
+        help="values of tuning.remat to compare (default: all)",
     )
 
 
@@ -74,7 +81,7 @@ def add_wan(parser: argparse.ArgumentParser) -> None:
         "--in_flight",
         type=int,
         metavar="N",
-        help="microbatches in the swarm (default: half as many again as fill it)",
+        help="microbatches in the swarm (default: four times as many as fill it)",
     )
     wan.add_argument(
         "--dilation",

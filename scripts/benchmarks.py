@@ -24,6 +24,7 @@ from swarm_jax.launcher import (
 from swarm_jax.launcher.environment import gpu_cards
 from swarm_jax.launcher.processes import ProcessDied
 from swarm_jax.launcher.runs import COMPILING_STEPS
+from swarm_jax.metrics import write_json
 
 TRAINING = ("local", "checkpoints", "relay")
 """What runs steps of the experiment."""
@@ -155,8 +156,17 @@ def codecs(args, config, folder: Path, console: Console) -> dict[str, Any]:
 def relay(args, config, folder: Path, console: Console) -> dict[str, Any]:
     platform = flags.PLATFORMS[args.device]
     cards = gpu_cards(os.environ) if platform == "cuda" else []
-    rows, failed = [], []
-    for case in relay_cases.choose(args.cases, len(cards)):
+    cases = relay_cases.choose(args.cases, len(cards))
+    report = {
+        "rows": [],
+        "failed": [],
+        "missing": [case.name for case in cases],
+        "overrides": args.overrides,
+        "config": args.config,
+    }
+    report |= benchmark.machine(args.device)
+    report |= {name: version(name) for name in ("torch", "hivemind", "numpy")}
+    for case in cases:
         overrides = [*case.overrides, *args.overrides]
         bench = relay_bench.RelayBench(
             case=case,
@@ -170,19 +180,15 @@ def relay(args, config, folder: Path, console: Console) -> dict[str, Any]:
             peer_wires=args.peer_wires,
         )
         try:
-            rows += bench.rows(args.repeats, console)
+            report["rows"] += bench.rows(args.repeats, console)
         except (ProcessDied, ConfigError) as error:
-            failed.append(case.name)
+            report["failed"].append(case.name)
             console.print(f"{case.name}: {error}")
-    console.print(relay_bench.relay_table(rows))
-    what = {
-        "rows": rows,
-        "failed": failed,
-        "overrides": args.overrides,
-        "config": args.config,
-    }
-    versions = {name: version(name) for name in ("torch", "hivemind", "numpy")}
-    return what | benchmark.machine(args.device) | versions
+        report["missing"].remove(case.name)
+        if args.json:  # now: a case takes long, and the next one may be cut short
+            write_json(args.json, report)
+    console.print(relay_bench.relay_table(report["rows"]))
+    return report
 
 
 def data(args, config, folder: Path, console: Console) -> dict[str, Any]:
@@ -195,10 +201,13 @@ def stage(args, config, folder: Path, console: Console) -> dict[str, Any]:
     flags.use_device(args.device)
     with imports.many():
         from scripts import wiring
-        from scripts.stage_speed import stage_figures, stage_table
+        from scripts.stage_speed import stage_figures, stage_tables
     wiring.prepare_jax(config)
-    figures = stage_figures(config, args.stage, args.repeats, args.peak_tflops)
-    console.print(stage_table(figures))
+    figures = stage_figures(
+        config, args.stage, args.repeats, args.peak_tflops, args.remat
+    )
+    for table in stage_tables(figures):
+        console.print(table)
     experiment = {"experiment": flags.experiment_arguments(args)}
     return (
         figures

@@ -65,14 +65,18 @@ async def serve(args, config) -> int:
     wiring.prepare_jax(config)
     folder = args.checkpoint_dir or str(args.workdir / CHECKPOINTS)
     make = functools.partial(wiring.make_device, config, folder)
-    # Takes seconds; who has joined, and does not answer, is dropped from the DHT.
+    # Its programs are compiled while others are met and the state is fetched.
     device = None if args.stage is None else make(args.stage)
-    async with process.joined(args, config) as network:
-        if device is None:
-            me = network.node.peer_id
-            args.stage = await choose_stage(config, network.directory, me)
-            device = await asyncio.to_thread(make, args.stage)
-        return await serving.serve(args, config, network, make, device)
+    try:
+        async with process.joined(args, config) as network:
+            if device is None:
+                me = network.node.peer_id
+                args.stage = await choose_stage(config, network.directory, me)
+                device = await asyncio.to_thread(make, args.stage)
+            return await serving.serve(args, config, network, make, device)
+    finally:
+        if device is not None:
+            device.compute.close()
 
 
 if __name__ == "__main__":

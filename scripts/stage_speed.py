@@ -3,16 +3,16 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from rich.table import Table
 
 from models.functional import resolve_dtype
-from scripts.stages import stage_flops
-from scripts.wiring import make_functions, make_programs
-from swarm_jax.config import ExperimentConfig
+from scripts.stages import stage_flops, stage_layers
+from scripts.wiring import boundary_codec, make_functions, make_programs
+from swarm_jax.config import ExperimentConfig, override
 from swarm_jax.stage.ahead import Ahead
 from swarm_jax.stage.memory import fitting, tree_bytes
 from swarm_jax.stage.programs import StagePrograms
@@ -28,115 +28,195 @@ PEAK_TFLOPS = {
 }
 """Dense bfloat16 products, by the vendor's data sheets."""
 
+GRADIENT_SCALE = 1e-3
+"""Deviation of the gradients that a stage is given."""
+
 FORWARD, BACKWARD = 1, 2
 """FLOPs of a pass, in those of a forward pass. To compute forward again is none of the
 model's."""
 
 
 def stage_figures(
-    config: ExperimentConfig, stage: int, repeats: int, peak_tflops: float | None
+    config: ExperimentConfig,
+    stage: int,
+    repeats: int,
+    peak_tflops: float | None,
+    remats: Sequence[str],
 ) -> dict[str, Any]:
-    """Measures one stage with its initial parameters and an input of zeros.
+    """Measures one stage with its initial parameters, and a random microbatch.
+
+    It is random because GPUs multiply zeros faster than data: fewer bits change, so
+    that less power is drawn, and clocks stay higher.
 
     Args:
         peak_tflops: Of the device; None: what is known of a card of its name, if the
             model computes in bfloat16.
+        remats: Values of ``tuning.remat``.
 
     Returns:
-        ``rows``, one per program or pair of programs: ``case``, ``hardware``, ``ms``
-        (median of ``repeats`` means over ``CALLS`` calls), ``model_tflop_per_s`` (None
-        for the update) and ``utilisation`` of the peak (None where it is not known).
-        ``residual_bytes`` of a microbatch, ``workspace_bytes`` of the most demanding
-        program, ``residuals_fit``: of how many microbatches; and ``peak_tflops``.
+        ``rows``, one per program or pair of programs: ``case``, ``remat`` (None where
+        it changes nothing), ``hardware``, ``ms`` (median of ``repeats`` means over
+        ``CALLS`` calls), ``model_tflop_per_s`` (None for the update) and
+        ``utilisation`` of the peak (None where it is not known). ``memory``, one per
+        ``remat``: ``residual_bytes`` of a microbatch, ``workspace_bytes`` of the most
+        demanding program, ``residuals_fit``: of how many microbatches. And
+        ``peak_tflops``.
+    """
+    hardware = jax.devices()[0].device_kind
+    if peak_tflops is None and resolve_dtype(config.model) == jnp.bfloat16:
+        peak_tflops = PEAK_TFLOPS.get(hardware)
+    tokens = config.swarm.microbatch_size * config.model.sequence_length
+    flops = stage_flops(config)[stage] * tokens
+    rows, memory = [], []
+    for remat in dict.fromkeys(remats):
+        ours = override(config, {"tuning.remat": remat})
+        taken, times_s = _measure(ours, stage, repeats, shared=not rows)
+        memory.append({"remat": remat} | taken)
+        for case, call_s in times_s.items():
+            speed = case.passes * flops / call_s / 1e12 if case.passes else None
+            known = speed is not None and peak_tflops is not None
+            share = speed / peak_tflops if known else None
+            rows.append(
+                {"case": case.name, "remat": remat if case.differs else None}
+                | {"hardware": hardware, "ms": 1e3 * call_s}
+                | {"model_tflop_per_s": speed, "utilisation": share}
+            )
+    return {"stage": stage, "rows": rows, "memory": memory, "peak_tflops": peak_tflops}
+
+
+def stage_tables(figures: dict[str, Any]) -> tuple[Table, Table]:
+    """The figures for people: speed and memory."""
+    peak = figures["peak_tflops"]
+    known = "peak not known: give --peak_tflops" if peak is None else f"peak {peak:g}"
+    caption = f"stage {figures['stage']} on {figures['rows'][0]['hardware']}; {known}"
+    speed = Table("", "ms", "model TFLOP/s", "of the peak", caption=caption)
+    remat = None
+    for row in figures["rows"]:
+        if row["remat"] != remat and (remat := row["remat"]) is not None:
+            speed.add_section()
+            speed.add_row(remat)
+        reached, share = row["model_tflop_per_s"], row["utilisation"]
+        speed.add_row(
+            row["case"],
+            f"{row['ms']:.3f}",
+            "" if reached is None else f"{reached:,.3f}",
+            "" if share is None else f"{share:.1%}",
+        )
+    memory = Table("tuning.remat", "residuals, MB", "that fit", "workspace, MB")
+    for row in figures["memory"]:
+        fit = row["residuals_fit"]
+        memory.add_row(
+            row["remat"],
+            f"{row['residual_bytes'] / 1e6:,.1f}",
+            "" if fit is None else f"{fit:,}",
+            f"{row['workspace_bytes'] / 1e6:,.1f}",
+        )
+    return speed, memory
+
+
+class _Case(NamedTuple):
+    """Attributes:
+    passes: Its FLOPs, in those of a forward pass.
+    differs: Whether ``tuning.remat`` changes it.
+    """
+
+    name: str
+    passes: int
+    differs: bool
+    call: Callable[[], Any]
+
+
+def _measure(
+    config: ExperimentConfig, stage: int, repeats: int, shared: bool
+) -> tuple[dict[str, int | None], dict[_Case, float]]:
+    """Memory, and seconds of each case.
+
+    Args:
+        shared: Whether to measure what ``tuning.remat`` does not change, too.
     """
     programs, functions = make_programs(config, stage), make_functions(config, stage)
     ahead = Ahead(programs, lambda: functions.init(config.seed))
     ahead.compile()
     if ahead.residuals is not None:
         ahead.compile_recomputing()
-    hardware = jax.devices()[0].device_kind
-    if peak_tflops is None and resolve_dtype(config.model) == jnp.bfloat16:
-        peak_tflops = PEAK_TFLOPS.get(hardware)
-    tokens = config.swarm.microbatch_size * config.model.sequence_length
-    flops = stage_flops(config)[stage] * tokens
-    rows = []
-    for case, passes, call in _cases(programs, functions.init(config.seed)):
-        ms = 1e3 * _median_s(call, repeats)
-        speed = passes * flops / ms / 1e9 if passes else None
-        known = speed is not None and peak_tflops is not None
-        share = speed / peak_tflops if known else None
-        rows.append(
-            {"case": case, "hardware": hardware, "ms": ms}
-            | {"model_tflop_per_s": speed, "utilisation": share}
-        )
-    return {
-        "stage": stage,
-        "rows": rows,
-        "peak_tflops": peak_tflops,
+    memory = {
         "residual_bytes": tree_bytes(ahead.residuals),
         "workspace_bytes": ahead.workspace_bytes,
         "residuals_fit": fitting(ahead, config.tuning.residual_bytes),
     }
+    params = functions.init(config.seed)
+    cases = _cases(_Stage(programs, params, random_microbatch(config, stage)))
+    return memory, {
+        case: _median_s(case.call, repeats) for case in cases if shared or case.differs
+    }
 
 
-def stage_table(figures: dict[str, Any]) -> Table:
-    """The figures for people."""
-    peak, fit = figures["peak_tflops"], figures["residuals_fit"]
-    known = "peak not known: give --peak_tflops" if peak is None else f"peak {peak:g}"
-    caption = (
-        f"stage {figures['stage']} on {figures['rows'][0]['hardware']}; {known}; "
-        f"residuals {figures['residual_bytes'] / 1e6:,.1f} MB a microbatch"
-        + ("" if fit is None else f", those of {fit:,} fit")
-        + f"; workspace {figures['workspace_bytes'] / 1e6:,.1f} MB"
-    )
-    table = Table("", "ms", "model TFLOP/s", "of the peak", caption=caption)
-    for row in figures["rows"]:
-        speed, share = row["model_tflop_per_s"], row["utilisation"]
-        table.add_row(
-            row["case"],
-            f"{row['ms']:.3f}",
-            "" if speed is None else f"{speed:,.3f}",
-            "" if share is None else f"{share:.1%}",
+def _cases(stage: "_Stage") -> Sequence[_Case]:
+    """What is measured, first what is the same for every ``tuning.remat``."""
+    both, update = FORWARD + BACKWARD, _Case("update", 0, False, stage.update)
+    if stage.is_last:
+        return (
+            _Case("forward and loss", FORWARD, False, stage.loss),
+            update,
+            _Case("forward, loss and backward", both, True, stage.loss_backward),
         )
-    return table
+    return (
+        _Case("forward", FORWARD, False, stage.forward),
+        update,
+        _Case("forward, keeping residuals", FORWARD, True, stage.forward_keeping),
+        _Case("backward from residuals", BACKWARD, True, stage.backward),
+        _Case("backward, computing forward again", BACKWARD, True, stage.recompute),
+        _Case("there and back, keeping", both, True, stage.keeping_both),
+        _Case("there and back, again", both, True, stage.recomputing_both),
+    )
 
 
-def _cases(
-    programs: StagePrograms, params: Any
-) -> Sequence[tuple[str, int, Callable[[], Any]]]:
-    """What is measured: its name, FLOPs in forward passes, and a call of it."""
-    stage = _Stage(programs, params)
-    if not programs.gradient_specs:
-        both = FORWARD + BACKWARD
-        cases = [
-            ("forward and loss", FORWARD, stage.loss),
-            ("forward, loss and backward", both, stage.loss_backward),
-        ]
-    else:
-        cases = [
-            ("forward", FORWARD, stage.forward),
-            ("forward, keeping residuals", FORWARD, stage.forward_keeping),
-            ("backward from residuals", BACKWARD, stage.backward),
-            ("backward, computing forward again", BACKWARD, stage.recompute),
-            ("there and back, keeping", FORWARD + BACKWARD, stage.keeping_both),
-            ("there and back, again", FORWARD + BACKWARD, stage.recomputing_both),
-        ]
-    return *cases, ("update", 0, stage.update)
+class Microbatch(NamedTuple):
+    """What a stage is given, as its programs take it, on the device."""
+
+    x: tuple[jax.Array, ...]
+    grad_y: tuple[jax.Array, ...]
+    targets_BL: jax.Array
+
+
+def random_microbatch(config: ExperimentConfig, stage: int) -> Microbatch:
+    """Tokens of the whole vocabulary; normal activations and gradients, encoded.
+
+    Gradients are small, since their sum grows with every call.
+    """
+    x_key, gradient_key, targets_key = jax.random.split(jax.random.key(config.seed), 3)
+    shape_BL = config.swarm.microbatch_size, config.model.sequence_length
+
+    def tokens(key: jax.Array) -> jax.Array:
+        return jax.random.randint(key, shape_BL, 0, config.model.vocab_size, jnp.int32)
+
+    def normal(key: jax.Array, next_stage: int) -> jax.Array:
+        first_layer = stage_layers(config)[next_stage].first_layer
+        shape_BLD = *shape_BL, config.model.width_after(first_layer)
+        return jax.random.normal(key, shape_BLD, resolve_dtype(config.model))
+
+    before, after = boundary_codec(config, stage), boundary_codec(config, stage + 1)
+    x, grad_y = (tokens(x_key),), ()
+    if before is not None:
+        x = jax.jit(before.activations.encode)(normal(x_key, stage))
+    if after is not None:
+        gradient_BLD = GRADIENT_SCALE * normal(gradient_key, stage + 1)
+        grad_y = jax.jit(after.gradients.encode)(gradient_BLD)
+    return Microbatch(x, grad_y, tokens(targets_key))
 
 
 class _Stage:
     """Calls of the programs, each with what the one before it left."""
 
-    def __init__(self, programs: StagePrograms, params: Any):
+    def __init__(self, programs: StagePrograms, params: Any, microbatch: Microbatch):
         self._programs = programs
         self._params = programs.copy(params)
         self._opt_state = programs.init_optimizer(params)
         self._weights = programs.cast(programs.copy(params))
         self._total = programs.zeros()
-        self._x = _zeros(programs.input_specs)
-        self._grad_y = _zeros(programs.gradient_specs)
-        (self._targets_BL,) = _zeros((programs.targets_spec,))
+        self._x, self._grad_y, self._targets_BL = microbatch
         self._residuals: Any = None
+        self.is_last = not programs.gradient_specs
 
     def forward(self) -> Any:
         return self._programs.forward(self._weights, self._x)
@@ -177,15 +257,10 @@ class _Stage:
         return results, self._total
 
     def update(self) -> Any:
-        self._residuals = None
         self._params, self._opt_state, *rest = self._programs.update(
             self._params, self._opt_state, self._total, 1.0
         )
         return self._params, self._opt_state, rest
-
-
-def _zeros(specs: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[jax.Array, ...]:
-    return tuple(jnp.zeros(shape, dtype) for dtype, shape in specs)
 
 
 def _median_s(call: Callable[[], Any], repeats: int) -> float:

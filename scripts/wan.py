@@ -26,8 +26,11 @@ LINK_BITS_PER_S = 500e6
 SEQUENCE_LENGTH = 512
 CPU_SHARE = 0.3
 """Of this machine's cores that a swarm at its roofline may take."""
+OWN_SHARE = 0.4
+"""Of one core that this process may take, whose threads share the interpreter."""
 CALIBRATION_MICROBATCHES = 12
-ROUND_TRIPS_TO_SETTLE = 2
+ROUNDS = 2
+"""Of all microbatches in flight: so many to settle, and as many at least to measure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ ROUND_TRIPS_MS = tuple(CASES["base"].recalled)
 
 
 async def calibrate(case: Case, proxy: Proxy, num_stages: int) -> float:
-    """Seconds of processor time that a microbatch takes here, with all its peers."""
+    """Seconds per microbatch, through all its peers, that are not too fast for here."""
     counted = asyncio.Queue()
     config = wan_config(
         num_stages=num_stages, sequence_length=SEQUENCE_LENGTH, in_flight=4
@@ -112,10 +115,12 @@ async def calibrate(case: Case, proxy: Proxy, num_stages: int) -> float:
     ):
         for _ in range(4):
             await counted.get()
-        began_s = _processor_s()
+        own_s, all_s = _own_s(), _processor_s()
         for _ in range(CALIBRATION_MICROBATCHES):
             await counted.get()
-        return (_processor_s() - began_s) / CALIBRATION_MICROBATCHES
+        own_s, all_s = _own_s() - own_s, _processor_s() - all_s
+    slowest_s = max(own_s / OWN_SHARE, all_s / (CPU_SHARE * psutil.cpu_count()))
+    return slowest_s / CALIBRATION_MICROBATCHES
 
 
 async def measure(
@@ -133,15 +138,15 @@ async def measure(
 
     Args:
         dilation: The factor K.
-        seconds: For which microbatches are counted, once the links are full; longer
-            until all that is in flight has come round once.
-        in_flight: Microbatches in the swarm; None: half as many again as fill it.
+        seconds: For which the links fill, and then for which microbatches are counted;
+            both longer until all that is in flight has come round twice.
+        in_flight: Microbatches in the swarm; None: four times what fills it, and 8.
     """
     loop = asyncio.get_running_loop()
     rtt_s, compute_s = rtt_ms / 1e3, case.compute_s(tflops)
     round_trip_s = case.round_trip_s(tflops, rtt_s, num_stages)
     if in_flight is None:
-        in_flight = math.ceil(1.5 * round_trip_s / case.busy_s(tflops)) + 2
+        in_flight = math.ceil(4 * round_trip_s / case.busy_s(tflops)) + 8
     times_s: list[float] = []
     config = wan_config(
         num_stages=num_stages, sequence_length=SEQUENCE_LENGTH, in_flight=in_flight
@@ -152,18 +157,14 @@ async def measure(
         specs=case.specs,
         compute_s=dilation * compute_s,
         on_count=lambda stage: stage or times_s.append(loop.time()),
-    ) as names:
-        for name in names:
-            proxy.set_line(
-                name,
-                bits_per_s=LINK_BITS_PER_S / dilation,
-                rtt_s=dilation * rtt_s,
-            )
-        while len(times_s) < ROUND_TRIPS_TO_SETTLE * in_flight:
+        line={"bits_per_s": LINK_BITS_PER_S / dilation, "rtt_s": dilation * rtt_s},
+    ):
+        settled_s = loop.time() + seconds
+        while len(times_s) < ROUNDS * in_flight or loop.time() < settled_s:
             await asyncio.sleep(0.05)
         began_s, processor_s = times_s[-1], _processor_s()
         already = len(times_s)
-        while (count := len(times_s) - already) < in_flight or (
+        while (count := len(times_s) - already) < ROUNDS * in_flight or (
             loop.time() < began_s + seconds
         ):
             await asyncio.sleep(0.05)
@@ -210,10 +211,9 @@ def wan_figures(args, console) -> list[dict[str, Any]]:
             case = CASES[name]
             dilation = args.dilation
             if dilation is None:
-                processor_s = asyncio.run(calibrate(case, proxy, args.stages))
-                allowed_s = CPU_SHARE * psutil.cpu_count()
+                slowest_s = asyncio.run(calibrate(case, proxy, args.stages))
                 least_s = min(case.busy_s(tflops) for tflops in args.tflops)
-                dilation = max(1.0, processor_s / (allowed_s * least_s))
+                dilation = max(1.0, slowest_s / least_s)
             for tflops in args.tflops:
                 for rtt_ms in args.rtt_ms or ROUND_TRIPS_MS:
                     row = asyncio.run(
@@ -266,6 +266,11 @@ def wan_table(rows: Sequence[dict[str, Any]]) -> Table:
 def _nbytes(specs: Sequence[ArraySpec]) -> int:
     sizes = {"int8": 1, "bfloat16": 2}
     return sum(sizes[dtype] * math.prod(shape) for dtype, shape in specs)
+
+
+def _own_s() -> float:
+    times = psutil.Process().cpu_times()
+    return times.user + times.system
 
 
 def _processor_s() -> float:

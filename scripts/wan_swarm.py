@@ -6,7 +6,8 @@ byte between them passes the proxy.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.launcher.links import Proxy
@@ -24,6 +25,7 @@ from swarm_jax.sim.swarm import Records
 
 PATIENT_S = 600.0
 """All timeouts: what is measured is the links' speed, and nobody is to be given up."""
+JOIN_RTT_S = 0.3
 MICROBATCHES = 4096
 """Of the only step, which no measurement reaches the end of."""
 
@@ -56,16 +58,17 @@ async def running(
     specs: Sequence[ArraySpec],
     compute_s: float,
     on_count: Callable[[int], None],
-) -> AsyncIterator[list[str]]:
-    """One peer per stage and a trainer, at work; while they start, lines are plain.
+    line: Mapping[str, float] = MappingProxyType({}),
+) -> AsyncIterator[None]:
+    """One peer per stage and a trainer, at work.
 
     Args:
         specs: Of what crosses a boundary, either way.
         compute_s: Forward and backward of one microbatch in one stage.
         on_count: Called with the stage when it has counted a microbatch.
-
-    Yields:
-        The names of all peers, as the proxy knows them.
+        line: Of each peer, with a shorter round trip until it has joined, or the DHT
+            would give it up; libp2p measures it when it connects, and lets as much be
+            under way as it needs.
     """
     loop, boundary = asyncio.get_running_loop(), incompressible(specs)
     protocol = f"swarm_jax.wan.{config.swarm_fingerprint()}"
@@ -73,7 +76,8 @@ async def running(
     async with contextlib.AsyncExitStack() as closing:
 
         async def join(name: str) -> HivemindCalls:
-            proxy.set_line(name)
+            rtt_s = min(JOIN_RTT_S, line.get("rtt_s", 0.0))
+            proxy.set_line(name, **{**line, "rtt_s": rtt_s})
             _, host, _, announced = await asyncio.to_thread(proxy.options, name)
             node = await start_node(
                 initial_peers=nodes[0].visible_maddrs() if nodes else (),
@@ -82,6 +86,7 @@ async def running(
                 silence_s=PATIENT_S,
             )
             nodes.append(node)
+            proxy.set_line(name, **line)
             closing.push_async_callback(node.close)
             calls = HivemindCalls(
                 node,
@@ -137,7 +142,7 @@ async def running(
         )
         tasks = [loop.create_task(role.run()) for role in (*servers, trainer)]
         closing.push_async_callback(_end, tasks)
-        yield [*(f"stage{stage}" for stage in range(len(servers))), "trainer"]
+        yield
 
 
 async def _end(tasks: Sequence[asyncio.Task]) -> None:

@@ -33,6 +33,7 @@ from swarm_jax.stage.layered import LayeredState
 from swarm_jax.stage.memory import plan_residuals
 from swarm_jax.stage.optimizer import make_optimizer
 from swarm_jax.stage.programs import StagePrograms, make_stage_programs
+from swarm_jax.stage.residuals import ResidualBudget
 from swarm_jax.stage.saved_stage import SavedStage
 from swarm_jax.stage.threaded import ThreadedCompute
 from swarm_jax.stage.whole_model import make_train_step
@@ -50,7 +51,8 @@ def prepare_jax(config: ExperimentConfig) -> None:
 
 def make_functions(config: ExperimentConfig, stage: int) -> functional.StageFunctions:
     """One stage of the model as pure functions."""
-    return functional.make_stage(config.model, *stage_layers(config)[stage])
+    layers, remat = stage_layers(config)[stage], config.tuning.remat
+    return functional.make_stage(config.model, *layers, remat)
 
 
 def make_programs(config: ExperimentConfig, stage: int) -> StagePrograms:
@@ -65,22 +67,22 @@ def make_programs(config: ExperimentConfig, stage: int) -> StagePrograms:
     boundaries = functional.boundaries_of(model, first_layer, num_layers)
     place = functions.is_first, functions.is_last, num_layers, boundaries
     arrays = *swarm.wires, swarm.microbatch_size
-    parts = to_dict(model), to_dict(config.optimizer), config.steps, place, arrays
-    key = json.dumps(parts, sort_keys=True)
+    training = to_dict(config.optimizer), config.steps, config.tuning.remat
+    key = json.dumps((to_dict(model), training, place, arrays), sort_keys=True)
     if key not in _programs:
         _programs[key] = make_stage_programs(
             functions,
             functools.partial(functional.cast_params, model),
             _optimizer(config, functions),
-            input_codec=_boundary_codec(config, stage),
-            output_codec=_boundary_codec(config, stage + 1),
+            input_codec=boundary_codec(config, stage),
+            output_codec=boundary_codec(config, stage + 1),
             tokens_shape=(swarm.microbatch_size, model.sequence_length),
             clip_norm=config.optimizer.clip_norm,
         )
     return _programs[key]
 
 
-def _boundary_codec(config: ExperimentConfig, stage: int) -> BoundaryCodec | None:
+def boundary_codec(config: ExperimentConfig, stage: int) -> BoundaryCodec | None:
     """Of the boundary before ``stage``; None where no other stage is before it.
 
     ``stage`` may be the number of stages: what would come after the last one.
@@ -102,7 +104,7 @@ def bytes_on_wires(config: ExperimentConfig) -> dict[str, float]:
         which measures them, sends the targets along: 4 bytes more there.)
     """
     boundaries = range(1, config.swarm.num_stages)
-    codecs = [_boundary_codec(config, stage) for stage in boundaries]
+    codecs = [boundary_codec(config, stage) for stage in boundaries]
     tokens = config.swarm.microbatch_size * config.model.sequence_length
     ways = {
         "activation": [codec.activations for codec in codecs],
@@ -129,7 +131,7 @@ def make_compute(
     duration_s: Callable[[str], float] = lambda name: 0.0,
     folder: str | None = None,
 ) -> StageCompute:
-    """A stage with its initial parameters.
+    """A stage with its initial parameters; they, and its programs, when it is ready.
 
     Args:
         duration_s: For ``inline`` only.
@@ -137,7 +139,7 @@ def make_compute(
 
     Raises:
         ConfigError: It starts with some, and there is no folder.
-        CheckpointError: They are not there.
+        CheckpointError: They are not there; unless ``inline``, ``ready`` raises it.
     """
     programs, seeded = make_programs(config, stage), _make_init(config, stage)
     init = _initial(config, seeded, stage_layers(config)[stage].first_layer, folder)
@@ -145,18 +147,27 @@ def make_compute(
         return InlineCompute(
             programs, init, duration_s, delayed_updates=config.swarm.delayed_updates
         )
-    tuning = config.tuning
+    tuning, residuals = config.tuning, ResidualBudget()
     home = optimizer_home(tuning.offload_optimizer)
-    residuals = plan_residuals(
-        programs,
-        seeded,
-        home=home,
-        residual_bytes=tuning.residual_bytes,
-        most=tuning.max_queue,
-        delayed_updates=config.swarm.delayed_updates,
-    )
+
+    def prepare(check: Callable[[], None]) -> None:
+        residuals.microbatches = plan_residuals(
+            programs,
+            seeded,
+            home=home,
+            residual_bytes=tuning.residual_bytes,
+            most=tuning.max_queue,
+            delayed_updates=config.swarm.delayed_updates,
+            check=check,
+        )
+
     return ThreadedCompute(
-        programs, init, residuals, home, config.swarm.delayed_updates
+        programs,
+        init,
+        residuals,
+        home,
+        prepare,
+        delayed_updates=config.swarm.delayed_updates,
     )
 
 
@@ -274,7 +285,7 @@ def _loss_over_wires(config: ExperimentConfig) -> Callable[..., jax.Array]:
             mine = functional.from_layers({name: layers[name] for name in names[stage]})
             if functions.is_last:
                 return functions.loss(mine, x, targets_BL)
-            cross = straight_through(_boundary_codec(config, stage + 1))
+            cross = straight_through(boundary_codec(config, stage + 1))
             x = cross(functions.apply(mine, x))
 
     return loss

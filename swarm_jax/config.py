@@ -28,6 +28,11 @@ ALLREDUCE_WIRES = ("float32", "float16", "int8")
 ON_NONFINITE = ("stop", "skip_step")
 WINDOWS = ("fixed", "auto")
 REBALANCING = ("gain", "queue", "off")
+REMATS = (
+    "everything_saveable",
+    "dots_with_no_batch_dims_saveable",
+    "nothing_saveable",
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -227,6 +232,11 @@ class TuningConfig:
             between forward and backward; those that find none left compute forward
             twice. None: what the device has left; on a CPU a quarter of main memory:
             set it if several peers share one CPU's.
+        remat: What a block of a stage keeps of its forward pass for its backward pass,
+            which computes the rest again; by the names of ``jax.checkpoint_policies``:
+            "everything_saveable" (but what is cheap to do again),
+            "dots_with_no_batch_dims_saveable" (products with its matrices) or
+            "nothing_saveable" (its input). Results are equal but for rounding.
         offload_optimizer: Whether a stage server with an accelerator has its parameters
             and optimizer state in main memory, and updates them there: more fits the
             device, and updates take longer. Peers of a stage that differ in it drift
@@ -255,6 +265,7 @@ class TuningConfig:
     max_message_bytes: int = 1 << 30
     join_buffer_bytes: int = 4 << 30
     residual_bytes: int | None = None
+    remat: str = "everything_saveable"
     offload_optimizer: bool = False
     drain_timeout_s: float = 25.0
     lost_stage_s: float = 30.0
@@ -269,6 +280,7 @@ class TuningConfig:
         if self.residual_bytes is not None:
             _at_least("tuning.residual_bytes", self.residual_bytes, 0)
         _one_of("tuning.window", self.window, WINDOWS)
+        _one_of("tuning.remat", self.remat, REMATS)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -65,6 +65,7 @@ def test_delayed_updates_keep_swarms_apart_but_not_checkpoints():
         ("--config.swarm.wire=int4", "use one of"),
         ("--config.tuning.heartbeat_s=0.0", "use a positive number"),
         ("--config.tuning.residual_bytes=-1", "use 0 or more"),
+        ("--config.tuning.remat=dots", "nothing_saveable"),
         ("--config.tuning.rebalancing.period_s=0.0", "use a positive number"),
         ("--config.tuning.rebalancing.same_speed=0.5", "use 1 or more"),
         ("--config.tuning.rebalancing.strategy=mood", "use one of"),

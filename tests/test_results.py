@@ -29,6 +29,11 @@ def faults(text: str, folder: Path) -> list[str]:
     wrong += [f"nothing under {h!r}" for h in known if not found[h]]
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", found.get("Date", "")):
         wrong.append("no date YYYY-MM-DD")
+    versions = found.get("Versions", "")
+    if not re.search(r"\b[Cc]ommit [0-9a-f]{7}", versions):
+        wrong.append("no commit")
+    if "NVIDIA" in found.get("Hardware", "") and "driver" not in versions:
+        wrong.append("no driver")
     if "python -m scripts." not in found.get("Command", ""):
         wrong.append("no command")
     if not re.search(r"^\|.+\|$", found.get("Table", ""), re.MULTILINE):
@@ -55,6 +60,8 @@ def page(tmp_path):
     bodies |= {
         "Command": "    python -m scripts.sweep configs/tiny.py",
         "Date": "2026-11-26",
+        "Hardware": "NVIDIA H200",
+        "Versions": "Commit 0123abc, driver 1.2",
         "Table": "| a | b |\n|---|---|",
         "Plot": "![a](a.png)",
     }
@@ -68,9 +75,10 @@ def test_a_whole_page_has_no_fault(page, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        ("## Hardware\nwords\n", "", "no heading 'Hardware'"),
-        ("## Hardware\nwords", "## Hardware\n", "nothing under 'Hardware'"),
-        ("## Versions\nwords\n", "", "no heading 'Versions'"),
+        ("## Hardware\nNVIDIA H200\n", "", "no heading 'Hardware'"),
+        ("## Hardware\nNVIDIA H200", "## Hardware\n", "nothing under 'Hardware'"),
+        ("Commit 0123abc", "some commit", "no commit"),
+        (", driver 1.2", "", "no driver"),
         ("2026-11-26", "yesterday", "no date YYYY-MM-DD"),
         ("python -m scripts.sweep", "run it", "no command"),
         ("| a | b |\n|---|---|", "see below", "no table"),
@@ -84,5 +92,5 @@ def test_what_a_page_lacks_is_named(page, tmp_path, old, new, fault):
 
 
 def test_headings_in_another_order_are_named(page, tmp_path):
-    moved = page.replace("## Hardware\nwords\n\n", "") + "## Hardware\nwords\n"
+    moved = page.replace("## Config\nwords\n\n", "") + "## Config\nwords\n"
     assert faults(moved, tmp_path)[0].startswith("headings in another order")

@@ -106,10 +106,10 @@ class StageState:
         """Whether it has the parameters that this microbatch runs with.
 
         The oldest serve to pass on what other stages lack of the step before: that is
-        committed here, so nothing more of it may be counted. With delayed updates,
-        which make older ones common, validation is of this step alone.
+        committed here, so nothing more of it may be counted. Validation is of this
+        step alone.
         """
-        if self.staleness and not training:
+        if not training:
             return id_.step == self.step
         is_kept = 0 <= self.age(id_, training) <= self.staleness + self.can_replay
         is_over = id_.step < self.step

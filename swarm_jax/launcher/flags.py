@@ -147,12 +147,12 @@ def add_process(parser: Parser) -> None:
     add_die_with_parent(parser)
 
 
-def add_checkpoint(parser: Parser) -> None:
+def add_checkpoint(parser: Parser, *, required: bool = True) -> None:
     """Adds ``--checkpoint`` and ``--step``."""
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        required=True,
+        required=required,
         metavar="FOLDER",
         help="run folder, or the folder of its checkpoints",
     )

@@ -247,10 +247,11 @@ class Callee(Link):
     async def _write_answer(
         self, call: _Incoming, head: bytes, views: list[memoryview]
     ) -> None:
-        if await self._write([frame(Kind.RESPONSE, call.id, head)]):
-            for pieces in body_frames(call.id, views):
-                if not await self._write(pieces):
-                    return
+        async with self._in_order(views):
+            if await self._write([frame(Kind.RESPONSE, call.id, head)]):
+                for pieces in body_frames(call.id, views):
+                    if not await self._write(pieces):
+                        return
 
     async def _answer_exception(self, call: _Incoming, error: Exception) -> None:
         # A handler may pass on the complaint of a peer further down.

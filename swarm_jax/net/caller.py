@@ -87,30 +87,36 @@ class Caller(Link):
             raise PeerTimeout(self.peer, reason) from error
 
     async def _exchange(self, head: bytes, views: list[memoryview]) -> Message:
+        answer = self._loop.create_future()
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        call_id, sent = 0, False
+        try:
+            async with self._in_order(views):
+                call_id = self._open(answer)
+                sent = await self._write([frame(Kind.REQUEST, call_id, head)])
+                for pieces in body_frames(call_id, views):
+                    if answer.done() or not await self._write(pieces):
+                        break
+            return await answer
+        finally:
+            if call := self._calls.pop(call_id, None):
+                if call.room is not None:
+                    call.room.release()
+                if sent and (not answer.done() or answer.cancelled()):
+                    self._write_now(Kind.CANCEL, call_id)
+
+    def _open(self, answer: asyncio.Future) -> int:
+        """Notes a call that is sent now: its number, which is above those before it."""
         if self.lost:
             raise PeerLost(self.peer, "the connection is closed")
         if not self._calls:
             self._heard()
         call_id = self._last_id = next(self._ids)
-        answer = self._loop.create_future()
-        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._calls[call_id] = _Outgoing(answer)
         if self._watch is None:
             self._look_s = self._loop.time()
             self._check_silence()
-        sent = False
-        try:
-            sent = await self._write([frame(Kind.REQUEST, call_id, head)])
-            for pieces in body_frames(call_id, views):
-                if answer.done() or not await self._write(pieces):
-                    break
-            return await answer
-        finally:
-            room = self._calls.pop(call_id).room
-            if room is not None:
-                room.release()
-            if sent and (not answer.done() or answer.cancelled()):
-                self._write_now(Kind.CANCEL, call_id)
+        return call_id
 
     def _heard(self) -> None:
         self._heard_s = self._loop.time()

@@ -19,12 +19,13 @@ from swarm_jax.errors import AllReduceVoid, BadMessage
 from swarm_jax.net.hivemind_butterfly import (
     PART_VALUES,
     ExactRunner,
+    cut_like,
     cut_shares,
-    join_shares,
 )
 from swarm_jax.net.hivemind_calls import HivemindCalls
 from swarm_jax.net.hivemind_node import HivemindNode
-from swarm_jax.net.parts import PART_CODECS, PartCodec
+from swarm_jax.net.hivemind_parts import part_codec
+from swarm_jax.net.parts import PartCodec
 from swarm_jax.net.protocols import ArraySpec, Message
 
 MAX_REMEMBERED_ROUNDS = 1024
@@ -101,7 +102,7 @@ class HivemindAllReduce:
             authorised=authorised,
             same_host=same_host,
         )
-        self = cls(node, calls, join_timeout_s, PART_CODECS[wire])
+        self = cls(node, calls, join_timeout_s, part_codec(wire))
         await calls.serve(self)
         return self
 
@@ -139,7 +140,7 @@ class HivemindAllReduce:
             )
             if collecting.done():
                 void = AllReduceVoid((), "the round is over")
-                return await asyncio.to_thread(join_shares, collecting.result(), arrays)
+                return cut_like(collecting.result(), arrays)
             reason = f"incomplete after {timeout_s:g} s"
             void = AllReduceVoid(round_.runner.lacking(), reason)
             if round_.runner.failure.done():
@@ -267,8 +268,10 @@ class HivemindAllReduce:
         self._changed = asyncio.Event()
 
 
-async def _collect(runner: ExactRunner) -> list[np.ndarray]:
-    return [share.numpy() async for share in runner]
+async def _collect(runner: ExactRunner) -> np.ndarray:
+    async for _ in runner:
+        pass
+    return runner.mean
 
 
 def _digest(members: Sequence[str], arrays: Sequence[np.ndarray]) -> bytes:

@@ -49,17 +49,15 @@ def cut_shares(arrays: Sequence[np.ndarray], num_peers: int) -> list[np.ndarray]
     """
     total = sum(array.size for array in arrays)
     length = -(-total // (num_peers * SHARE_MULTIPLE)) * SHARE_MULTIPLE
-    vector = np.zeros(length * num_peers, np.float32)
+    vector = np.empty(length * num_peers, np.float32)
     np.concatenate([array.reshape(-1) for array in arrays], out=vector[:total])
+    vector[total:] = 0
     return list(vector.reshape(num_peers, length))
 
 
-def join_shares(
-    shares: Sequence[np.ndarray], like: Sequence[np.ndarray]
-) -> list[np.ndarray]:
-    """The inverse of ``cut_shares``: arrays with the shapes of ``like``."""
-    ends = np.cumsum([array.size for array in like])
-    pieces = np.split(np.concatenate(shares), ends)
+def cut_like(vector: np.ndarray, like: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Views of what was ``cut_shares``' vector, with the shapes of ``like``."""
+    pieces = np.split(vector, np.cumsum([array.size for array in like]))
     return [
         piece.reshape(array.shape) for piece, array in zip(pieces, like, strict=False)
     ]
@@ -88,6 +86,8 @@ class ExactRunner(AllReduceRunner):
         codec: How the mean travels, also to the reducer itself.
 
     Attributes:
+        mean: All shares' means, one after the other, once the round is over: hivemind's
+            own result is a copy of them.
         failure: Done with an ``AllReduceVoid`` as result once the round is void.
     """
 
@@ -122,6 +122,7 @@ class ExactRunner(AllReduceRunner):
         )
         assert all(self.tensor_part_container.num_parts_by_peer)
         self.failure: asyncio.Future = asyncio.get_running_loop().create_future()
+        self.mean = np.empty(sum(len(share) for share in shares), np.float32)
         self._peers = tuple(peers)
         self._owing = set(peers)
         self._exchange = exchange
@@ -169,12 +170,14 @@ class ExactRunner(AllReduceRunner):
         else:
             parts, send = container.get_raw_input_parts(index), self._exchange
         slots = asyncio.Semaphore(parts_in_flight(self._codec, len(self._peers)))
+        share = self.mean.reshape(len(self._peers), -1)[index]
+        ends = np.cumsum([len(part) for part in parts])
 
         async def mean_of(number: int, part: torch.Tensor) -> torch.Tensor:
+            mean = share[ends[number] - len(part) : ends[number]]
             async with slots:
-                mean = self._codec.decode(await send(peer, number, part.numpy()))
-            # A copy, because torch wants no array that is read-only.
-            return torch.from_numpy(mean.copy())
+                mean[:] = self._codec.decode(await send(peer, number, part.numpy()))
+            return torch.from_numpy(mean)
 
         try:
             async with asyncio.TaskGroup() as tasks:

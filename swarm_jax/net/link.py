@@ -1,12 +1,13 @@
 """One byte stream: bytes to frames, frames to bytes, turns of writing."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
 from swarm_jax.errors import BadMessage
 from swarm_jax.net.decoder import FrameDecoder
-from swarm_jax.net.frames import IncomingBody, Kind, frame
+from swarm_jax.net.frames import MAX_CHUNK_BYTES, IncomingBody, Kind, frame
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Link(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._decoder = FrameDecoder(peer, self)
         self._turn = asyncio.Lock()
+        self._body_turn = asyncio.Lock()
         self._writable = asyncio.Event()
         self._writable.set()
         self._drained = 0
@@ -104,6 +106,17 @@ class Link(asyncio.BufferedProtocol):
         """Closes the stream to a peer that sent something malformed."""
         logger.warning("Dropped the connection of peer %s: %s", self.peer, error.reason)
         self.abort()
+
+    def _in_order(
+        self, views: Sequence[memoryview]
+    ) -> contextlib.AbstractAsyncContextManager:
+        """The turn of a whole message, if it has more than one frame of body.
+
+        Were the frames of all messages mixed, all of them would arrive at the end:
+        what comes after them would stand still, and then get all at once.
+        """
+        is_small = sum(map(len, views)) <= MAX_CHUNK_BYTES
+        return contextlib.nullcontext() if is_small else self._body_turn
 
     async def _write(self, pieces: Sequence[bytes | memoryview]) -> bool:
         """Writes one frame when its turn has come; False when the link is lost."""

@@ -53,28 +53,31 @@ def _to_float16(part_N: np.ndarray) -> list[np.ndarray]:
 
 def _to_int8(part_N: np.ndarray) -> list[np.ndarray]:
     part_KP = _blocks(part_N)
-    scale_K = np.abs(part_KP).max(axis=1) / np.float32(LARGEST_CODE)
-    # Where it is not finite all of the block becomes so: an infinite scale times 0.
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        scaled_KP = np.where(
-            scale_K[:, None] > 0, part_KP / scale_K[:, None], np.float32(0)
-        )
-        codes_KP = np.rint(np.nan_to_num(scaled_KP, posinf=0, neginf=0))
-    codes_KP = np.clip(codes_KP, -LARGEST_CODE, LARGEST_CODE)
+    scale_K = np.maximum(part_KP.max(axis=1), -part_KP.min(axis=1))
+    scale_K /= np.float32(LARGEST_CODE)
+    is_usable_K = np.isfinite(scale_K) & (scale_K > 0)
+    codes_KP = part_KP / np.where(is_usable_K, scale_K, np.float32(1))[:, None]
+    # Where a scale is not finite, all of the block becomes so: by it times 0.
+    codes_KP[~is_usable_K] = 0
+    np.rint(codes_KP, out=codes_KP)
+    np.clip(codes_KP, -LARGEST_CODE, LARGEST_CODE, out=codes_KP)
     return [codes_KP.astype(np.int8).reshape(-1)[: part_N.size], scale_K]
 
 
 def _from_int8(arrays: Sequence[np.ndarray]) -> np.ndarray:
     codes_N, scale_K = arrays
+    part_KP = _blocks(codes_N).astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
-        part_KP = _blocks(codes_N.astype(np.float32)) * scale_K[:, None]
+        part_KP *= scale_K[:, None]
     return part_KP.reshape(-1)[: codes_N.size]
 
 
 def _blocks(values_N: np.ndarray) -> np.ndarray:
-    padded = np.zeros((_num_blocks(values_N.size), BLOCK), np.float32)
-    padded.reshape(-1)[: values_N.size] = values_N
-    return padded
+    """Of the same dtype; zeros fill the last one."""
+    missing = -values_N.size % BLOCK
+    if missing:
+        values_N = np.concatenate([values_N, np.zeros(missing, values_N.dtype)])
+    return values_N.reshape(-1, BLOCK)
 
 
 def _num_blocks(size: int) -> int:

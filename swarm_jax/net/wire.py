@@ -8,8 +8,9 @@ two ends, and know nothing of hivemind: asyncio's reader and writer are enough.
   its answer (a refusal) meanwhile stops sending; what was on its way is dropped.
 * While a callee has calls open it sends heartbeats, at the period that the caller asks
   for: peers may differ in it. Any byte counts as a sign of life of the whole stream.
-* Frames are written one at a time, and large writers take turns, so that no message
-  holds up the heartbeats or the other calls of its stream.
+* Frames are written one at a time, and none holds up heartbeats. Messages of more than
+  one frame of body are sent one after the other, each way: what was sent first is there
+  first, and the work on it begins. Small ones go between their frames.
 * A callee never stops reading, or it would miss the CANCEL that frees it.
 
 What bounds a hostile end (``hivemind_calls`` bounds streams and bans peers):

@@ -79,9 +79,10 @@ class Backward:
 class Compute(Protocol):
     """One stage on one device: parameters, optimizer state, one gradient sum.
 
-    With delayed updates a second sum, of the next step, and the parameters before the
-    last update, with which the gradients of this step are taken: they belong to the
-    state.
+    Its shapes are known from the start; what is asked of it before it is ready waits.
+    With delayed updates it has a second sum, of the next step, and the parameters
+    before the last update, with which the gradients of this step are taken: they belong
+    to the state.
 
     Attributes:
         input_specs: (dtype name, shape) of each array that ``forward`` takes.
@@ -99,6 +100,10 @@ class Compute(Protocol):
     state_specs: tuple[tuple[str, tuple[int, ...]], ...]
     tied_leaf: int | None
     queued: int
+
+    async def ready(self) -> None:
+        """Returns when programs are compiled and the initial parameters are there."""
+        ...
 
     async def forward(
         self, x: Arrays, *, keep: bool, order: int, previous: int = 0
@@ -198,7 +203,7 @@ class Compute(Protocol):
         ...
 
     async def clear(self) -> None:
-        """Clears buffer and gradient sums."""
+        """Clears buffer and gradient sums; returns at once if it is not ready yet."""
         ...
 
     async def state(self) -> list[np.ndarray]:

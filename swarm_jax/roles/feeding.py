@@ -11,10 +11,9 @@ import numpy as np
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.closing import Feed
 from swarm_jax.core.ids import MicrobatchID, Round
-from swarm_jax.core.reports import Report
 from swarm_jax.core.window import FixedWindow, Window
 from swarm_jax.roles.messages import Relay
-from swarm_jax.roles.relay import Answer, NextStage, NoRoute, RelayFailed
+from swarm_jax.roles.relay import Answer, MovedOn, NextStage, NoRoute, RelayFailed
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +38,13 @@ class Data(Protocol):
         ...
 
     def validation_microbatch(self, name: str, index: int) -> Microbatch: ...
+
+
+class Placed(Protocol):
+    """A peer's report, or a place of its own."""
+
+    generation: int
+    step: int
 
 
 class Feeder:
@@ -90,12 +96,16 @@ class Feeder:
         return await self._for_each(sorted(action.missing), one, self._window)
 
     async def validation_losses(
-        self, newest: Report, round_: Round, avoid: frozenset[str]
+        self,
+        position: Placed,
+        round_: Round,
+        avoid: frozenset[str] = frozenset(),
     ) -> tuple[dict[str, float], list[RelayFailed]]:
         """Mean loss over each validation set, through the swarm; and what failed.
 
         Args:
-            newest: Of a peer that has taken the last step.
+            position: Of the parameters to use.
+            round_: ``NO_ROUND`` of a guest.
             avoid: Peers that nothing is sent to.
 
         Returns:
@@ -113,9 +123,9 @@ class Feeder:
                 batch,
                 Relay(
                     round=round_,
-                    generation=newest.generation,
+                    generation=position.generation,
                     stage=0,
-                    id=MicrobatchID(newest.step, index),
+                    id=MicrobatchID(position.step, index),
                     counted_by=frozenset(),
                     training=False,
                     avoid=avoid,
@@ -164,7 +174,7 @@ class Feeder:
                     is_full = True
                     changed.clear()
                     await changed.wait()
-                if any(isinstance(failure, NoRoute) for failure in failures):
+                if any(isinstance(failure, NoRoute | MovedOn) for failure in failures):
                     break
                 task = tasks.create_task(one(index))
                 in_flight.add(task)

@@ -2,7 +2,8 @@
 
 From the start of its download a joiner is a member of its stage's all-reduce: it
 contributes nothing, keeps the reduced gradients and the commits, and applies them when
-it has the state. So it catches up even when the download takes many steps.
+it has the state. So it catches up even when the download takes many steps. Meanwhile
+its device may still be compiling: nothing is asked of it before the state has come.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ import numpy as np
 from swarm_jax.core.reports import JOINING, ONLINE, CommitRecord
 from swarm_jax.core.stage_state import StageState
 from swarm_jax.net.protocols import PeerCalls
+from swarm_jax.roles.arrival import DOWNLOAD, Arrival
 from swarm_jax.roles.changes import Changes
 from swarm_jax.roles.compute import Compute
 from swarm_jax.roles.download import Download, NoDonor
@@ -34,6 +36,7 @@ class Joining:
     Args:
         refresh_s: How long it takes until a record has been read by everybody.
         max_kept_bytes: Host memory for the gradients of the steps meanwhile.
+        arrival: Learns how long the download takes.
         on_state: Called when this peer's state has changed.
 
     Attributes:
@@ -52,6 +55,7 @@ class Joining:
         timeout_s: float,
         refresh_s: float,
         max_kept_bytes: int,
+        arrival: Arrival,
         on_state: Callable[[], None],
     ):
         self._state = state
@@ -61,6 +65,7 @@ class Joining:
         self._peer_id = calls.peer_id
         self._refresh_s = refresh_s
         self._max_kept_bytes = max_kept_bytes
+        self._arrival = arrival
         self._on_state = on_state
         self._download = Download(
             calls, swarm, state.stage, state_bytes(compute.state_specs), timeout_s
@@ -119,12 +124,16 @@ class Joining:
                 self._enter(ONLINE)
                 return
             try:
-                manifest, data = await self._download.fetch(donors)
+                manifest, data = await self._arrival.timed(
+                    DOWNLOAD, self._download.fetch(donors)
+                )
             except NoDonor as error:
                 logger.info("%s", error)
                 await asyncio.sleep(RETRY_S if donors else self._refresh_s)
                 await self._view.refresh()
                 continue
+            # Not as part of a change: steps of the swarm would wait for a compiler.
+            await self._compute.ready()
             if await self._changes.run(self._catch_up(manifest, data)):
                 return
             logger.info("step %d is missing: fetching again", self._state.step)

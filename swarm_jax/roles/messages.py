@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, get_args
 
-from swarm_jax.core.ids import MicrobatchID, Round
+from swarm_jax.core.ids import NO_ROUND, MicrobatchID, Round
 from swarm_jax.core.reports import CommitRecord, Report
 from swarm_jax.net.protocols import Message
 
@@ -62,7 +62,8 @@ class Relay:
     Arrays: int32 targets [B, L], then the stage's encoded input.
 
     Attributes:
-        round: The leader's, or the sender's copy of it.
+        round: The leader's, or the sender's copy of it; ``NO_ROUND`` of a guest, who
+            leads nothing and only runs forward.
         generation: Of the run that the microbatch belongs to.
         stage: Stage of the receiver.
         counted_by: Stages that lack the microbatch and so count it.
@@ -80,6 +81,10 @@ class Relay:
     training: bool
     avoid: frozenset[str]
     budget_s: float
+
+    @property
+    def is_guest(self) -> bool:
+        return self.round == NO_ROUND and not self.training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +105,13 @@ class Watch:
 
     op: ClassVar[str] = "watch"
     for_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Locate:
+    """Say which parameters you serve: the reply has ``generation`` and ``step``."""
+
+    op: ClassVar[str] = "locate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,6 +304,7 @@ Request = (
     | SaveState
     | CompleteSave
     | Watch
+    | Locate
     | FetchManifest
     | FetchChunk
     | FetchTied

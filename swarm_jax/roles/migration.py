@@ -74,7 +74,8 @@ class MovingPeer:
     """Serves a stage, and another one when it is told to.
 
     Args:
-        make_server: Makes the server of another stage, with a device of its own.
+        make_server: Makes the server of another stage, with a device of its own, which
+            need not be ready.
 
     Attributes:
         door: ``PeerCalls`` for its servers.
@@ -114,15 +115,15 @@ class MovingPeer:
             logger.info("moving from stage %d to stage %d", self._kept.stage, stage)
             async with self._expected(server):
                 server = await self._make_server(stage)
-            server.arrival.migration = Migration(
-                from_stage=self._kept.stage,
-                began_s=began_s,
-                drain_s=left_s - began_s,
-                prepare_s=loop.time() - left_s,
-            )
-            server.known_step = self._kept.position.step
-            if back is not None and back.stage == stage:
-                await server.take(back.position, back.arrays)
+                server.arrival.migration = Migration(
+                    from_stage=self._kept.stage,
+                    began_s=began_s,
+                    drain_s=left_s - began_s,
+                    prepare_s=loop.time() - left_s,
+                )
+                server.known_step = self._kept.position.step
+                if back is not None and back.stage == stage:
+                    await server.take(back.position, back.arrays)
 
     async def drain(self, timeout_s: float) -> bool:
         """Leaves without a loss; False if nobody took over in time."""

@@ -59,6 +59,10 @@ class RefusedRound(RelayFailed):
         self.promise = promise
 
 
+class MovedOn(RelayFailed):
+    """A peer has other parameters by now than a guest asks for."""
+
+
 class ModelDiverged(RelayFailed):
     """Independent peers of ``stage`` got non-finite values for this microbatch."""
 
@@ -180,7 +184,7 @@ class NextStage:
         reply = await self._calls.call(
             peer, Message(to_header(hop, self._swarm), arrays), timeout_s=left_s
         )
-        status = self._status(peer, relay.id, reply.header, nonfinite)
+        status = self._status(peer, relay, reply.header, nonfinite)
         if status is Status.NO_ROUTE:
             dead_ends.add(peer)
         if status is not Status.OK:
@@ -199,7 +203,7 @@ class NextStage:
     def _status(
         self,
         peer: str,
-        id_: MicrobatchID,
+        relay: Relay,
         header: Mapping[str, Any],
         nonfinite: list[str],
     ) -> Status:
@@ -219,9 +223,11 @@ class NextStage:
                 raise RefusedRound(read(header, "promise", "Round"))
             case Status.DIVERGED:
                 peers = sorted(read(header, "peers", "frozenset[str]"))
-                raise ModelDiverged(id_, read(header, "stage", "int"), peers)
+                raise ModelDiverged(relay.id, read(header, "stage", "int"), peers)
             case Status.NONFINITE:
                 nonfinite.append(peer)
+            case Status.WRONG_STEP if relay.is_guest:
+                raise MovedOn(f"peer {peer[-6:]} has left step {relay.id.step}")
             case Status.BUSY:
                 self._router.pause(peer, now_s + BUSY_PAUSE_S)
             case Status.OK:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from swarm_jax.core.ids import MicrobatchID, Round
+from swarm_jax.core.ids import NO_ROUND, MicrobatchID, Round
 from swarm_jax.core.stage_state import StageState
 from swarm_jax.core.throughput import ThroughputAverage
 from swarm_jax.net.protocols import Message
@@ -110,7 +110,7 @@ class Relaying:
         self._on_count = on_count
         self._change_over = change_over
         self._orders = itertools.count()
-        self._work: dict[tuple[bool, MicrobatchID], _Work] = {}
+        self._work: dict[tuple[object, MicrobatchID], _Work] = {}
         self._settled = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -129,7 +129,8 @@ class Relaying:
         if is_new and self._state.can_replay:
             self._state.can_replay = False
             self._compute.forget_previous()
-        key = (relay.training, relay.id)
+        # Guests' microbatches have no names that others know.
+        key = (object() if relay.is_guest else relay.training, relay.id)
         if older := self._work.get(key):
             older.supersede()
         task = asyncio.current_task()
@@ -154,8 +155,9 @@ class Relaying:
         raise asyncio.CancelledError
 
     def cancel_older_than(self, round_: Round) -> None:
+        """Guests go on: they count nothing, and no round is theirs."""
         for work in list(self._work.values()):
-            if work.round < round_:
+            if NO_ROUND < work.round < round_:
                 work.supersede()
 
     def cancel_all(self) -> None:
@@ -183,7 +185,7 @@ class Relaying:
     def _old_round(self) -> Message:
         return refusal(Status.OLD_ROUND, promise=list(self._state.promise))
 
-    def _forget(self, key: tuple[bool, MicrobatchID], work: _Work) -> None:
+    def _forget(self, key: tuple[object, MicrobatchID], work: _Work) -> None:
         if self._work.get(key) is work:
             del self._work[key]
         if not self._work:

@@ -85,6 +85,13 @@ class StageControl:
         # Nothing is counted early without delayed updates.
         self._hold = changes.hold if state.staleness else changes.run
 
+    def locate(self) -> Message:
+        """Tells a guest which parameters are served; promises nothing."""
+        if self._state.state != ONLINE:
+            return refusal(Status.NOT_ONLINE)
+        generation, step, *_ = self._state.position
+        return Message({"status": Status.OK, "generation": generation, "step": step})
+
     async def collect(self, request: Collect) -> Message:
         """Promises itself to the round; older work is cancelled and never counted."""
         if not self._state.promise_to(request.round):

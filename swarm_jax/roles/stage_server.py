@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from swarm_jax.config import ExperimentConfig
-from swarm_jax.core.reports import OFFLINE, ONLINE
+from swarm_jax.core.reports import JOINING, OFFLINE, ONLINE
 from swarm_jax.core.stage_state import Position, StageState
 from swarm_jax.errors import BadMessage
 from swarm_jax.metrics import MetricsWriter
@@ -21,7 +21,7 @@ from swarm_jax.net.protocols import (
     Message,
     PeerCalls,
 )
-from swarm_jax.roles.arrival import Arrival
+from swarm_jax.roles.arrival import COMPILE, Arrival
 from swarm_jax.roles.changes import Changes
 from swarm_jax.roles.checkpoints import Checkpoints, NoCheckpoints
 from swarm_jax.roles.compute import Compute
@@ -36,6 +36,7 @@ from swarm_jax.roles.messages import (
     FetchManifest,
     FetchTied,
     HandOver,
+    Locate,
     MalformedHeader,
     MoveTo,
     Prepare,
@@ -69,7 +70,7 @@ class StageServer:
         config: The experiment.
         name: For people: shown in metrics and progress.
         stage: Index of the stage, from 0.
-        compute: The stage's device.
+        compute: The stage's device; it need not be ready.
         metrics: Gets a record per step.
         checkpoints: Where its state is saved, and restored from when it starts.
         authorised: The allow-list: peers it refuses are dropped.
@@ -148,6 +149,7 @@ class StageServer:
             timeout_s=config.tuning.relay_timeout_s,
             refresh_s=config.tuning.directory_refresh_s,
             max_kept_bytes=config.tuning.join_buffer_bytes,
+            arrival=self.arrival,
             on_state=self._state_changed,
         )
         self._reducing = Reducing(
@@ -198,23 +200,44 @@ class StageServer:
     async def run(self) -> None:
         """Serves until cancelled, or the device fails."""
         await self.view.join()
-        others_step = max(self.known_step, self.view.newest_step(self.state.stage))
-        await self._saving.resume(others_step)
-        self._finish_if_last()
-        await self._calls.serve(self)
-        if others_step > self.state.step:
-            self._joining.start()
-        else:
-            self._on_ready()
+        preparing = asyncio.ensure_future(
+            self.arrival.timed(COMPILE, self._compute.ready())
+        )
         try:
+            await self._saving.resume(self._others_step)
+            if self._others_step <= self.state.step:
+                await self._begin_with(preparing)
+            self._finish_if_last()
+            await self._calls.serve(self)
+            if self._others_step > self.state.step:
+                self._joining.start()
+            else:
+                self._on_ready()
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._compute.ready())
                 tasks.create_task(self.view.keep_fresh())
                 tasks.create_task(self._announce())
                 tasks.create_task(self._say_when_idle())
                 await self._changes.broken
         finally:
+            preparing.cancel()
             self._joining.cancel()
             self._snapshots.close()
+
+    async def _begin_with(self, preparing: Awaitable[None]) -> None:
+        """Waits until the device is ready: there is no state to fetch meanwhile.
+
+        Who is told to leave by then has nothing to hand over.
+        """
+        self.state.state = JOINING
+        await preparing
+        if self.state.state == JOINING:
+            self.state.state = ONLINE
+        await self.view.refresh()
+
+    @property
+    def _others_step(self) -> int:
+        return max(self.known_step, self.view.newest_step(self.state.stage))
 
     @property
     def holds(self) -> dict[str, int]:
@@ -322,11 +345,10 @@ class StageServer:
             return refusal(Status.WRONG_STAGE)
         if state.state != ONLINE:
             return refusal(Status.NOT_ONLINE)
-        if relay.round < state.promise:
+        if relay.round < state.promise and not relay.is_guest:
             return refusal(Status.OLD_ROUND, promise=list(state.promise))
-        is_current = relay.generation == state.generation
         serves = state.can_serve(relay.id, relay.counted_by, relay.training)
-        if not is_current or not serves:
+        if relay.generation != state.generation or not serves:
             return refusal(Status.WRONG_STEP, step=state.step)
         if list(specs) != self._relay_specs:
             raise BadMessage(
@@ -368,6 +390,8 @@ class StageServer:
                 return await self._control.take_over(request, message.arrays)
             case Watch():
                 return await answer_watch(request)
+            case Locate():
+                return self._control.locate()
             case FetchManifest():
                 return await self._snapshots.manifest(request)
             case FetchChunk():

@@ -130,6 +130,9 @@ class ModelledCompute:
     def queued(self) -> int:
         return self._device.queued
 
+    async def ready(self) -> None:
+        pass
+
     async def forward(
         self, x: Arrays, *, keep: bool, order: int, previous: int = 0
     ) -> Forward:

@@ -27,6 +27,7 @@ class Ahead:
             first run of cuDNN's attention records a stream, and fails for good if
             another thread moves an array meanwhile (jax 0.11.2). Without it nothing is
             run, and no memory taken.
+        check: Called before each program; may raise, to end this early.
 
     Attributes:
         params, opt_state, weights, total, residuals: Shapes of what the stage holds;
@@ -43,8 +44,10 @@ class Ahead:
         home: Home | None = None,
         *,
         run_passes: bool = False,
+        check: Callable[[], None] = lambda: None,
     ):
         self._run_passes = run_passes
+        self._check = check
         self._programs = programs
         self.home = home or Home()
         self.params = jax.eval_shape(init)
@@ -104,6 +107,7 @@ class Ahead:
 
     def _compiled(self, program: Any, *arguments: Any) -> int:
         """Returns what it takes beside its arguments, in bytes."""
+        self._check()
         memory = program.lower(*arguments).compile().memory_analysis()
         results = memory.output_size_in_bytes - memory.alias_size_in_bytes
         return memory.temp_size_in_bytes + results

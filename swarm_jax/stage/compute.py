@@ -20,6 +20,7 @@ from swarm_jax.stage.home import Home
 from swarm_jax.stage.programs import StagePrograms
 from swarm_jax.stage.queue import DeviceQueue, Kind, Operation, Runner
 from swarm_jax.stage.residuals import Kept, ResidualBudget
+from swarm_jax.stage.specs import difference, specs_of
 
 Arrays = Sequence[np.ndarray]
 
@@ -88,6 +89,10 @@ def at_once(work: Callable[[], Any]) -> Future:
 class StageCompute:
     """Parameters, optimizer state and one gradient sum of a stage.
 
+    Its shapes are known at once. The rest is there when ``ready`` returns: whatever is
+    asked of it before waits for that. So a state can come from stage peers while
+    programs are compiled.
+
     When the device fails in a program that was given the gradient sum, the sum is gone:
     whatever needs it raises until ``clear`` or ``load_state``.
 
@@ -96,6 +101,8 @@ class StageCompute:
         init: ``() -> params``: makes the initial parameters, equal each time, in
             buffers of their own.
         runner: Where the device's work is done.
+        begin: Does the first work of all, before the runner does any.
+        prepare: A part of that: it comes before anything is on the device.
         upload: ``upload(arrays) -> wait``: begins to bring arrays to the device;
             ``wait()`` gives them, in the thread that launches programs.
         aside: Does what takes long and is none of the queue's operations.
@@ -113,6 +120,8 @@ class StageCompute:
         init: Callable[[], Any],
         runner: Runner,
         *,
+        begin: Callable[[Callable[[], None]], Future] = at_once,
+        prepare: Callable[[], None] = lambda: None,
         upload: Callable[[Any], Callable[[], Any]] = lambda arrays: lambda: arrays,
         aside: Callable[[Callable[[], Any]], Future] = at_once,
         depth: int = 1,
@@ -127,25 +136,27 @@ class StageCompute:
         self._programs = programs
         self._init = init
         self._home = home or Home()
-        self._params = params = self._home.make(init)
-        self._weights = self._home.lend(programs.cast(params))
+        self._params = self._opt_state = self._weights = None
         self._staleness = int(delayed_updates)
-        self._previous_weights: list[Any] = [self._weights] * self._staleness
+        self._previous_weights: list[Any] = []
         self._previous_tied: jax.Array | None = None
-        self._opt_state = self._home.make(programs.init_optimizer, params)
-        self._gradient_sum = programs.zeros()
+        self._gradient_sum: Any = None
         self._early_sum: Any = None
         self._reduced: Any = None
+        params = jax.eval_shape(programs.zeros)
+        state = params, jax.eval_shape(programs.init_optimizer, params)
         self._structure = jax.tree.structure(params)
-        self.sum_specs = _specs(jax.tree.leaves(self._gradient_sum))
-        state = params, self._opt_state, *self._previous_weights
+        weights = jax.eval_shape(programs.cast, params)
+        state = *state, *[weights] * self._staleness
+        self.sum_specs = specs_of(jax.tree.leaves(params))
         self._state_structure = jax.tree.structure(state)
-        self.state_specs = _specs(jax.tree.leaves(state))
+        self.state_specs = specs_of(jax.tree.leaves(state))
         self._upload = upload
         self._aside = aside
         self._queue = DeviceQueue(runner, depth)
         self._close = close
         self._residuals = residuals or ResidualBudget()
+        self._begun = begin(partial(self._begin, prepare))
 
     @property
     def params(self) -> Any:
@@ -165,10 +176,13 @@ class StageCompute:
     def queued(self) -> int:
         return self._queue.queued
 
+    async def ready(self) -> None:
+        await asyncio.shield(asyncio.wrap_future(self._begun))
+
     async def forward(
         self, x: Arrays, *, keep: bool, order: int, previous: int = 0
     ) -> Forward:
-        assert _specs(x) == self.input_specs, _specs(x)
+        assert specs_of(x) == self.input_specs, specs_of(x)
         uploaded = self._upload(tuple(x))
         choose_weights = self._weights_before(previous)
         kept: Kept | None = None
@@ -197,7 +211,7 @@ class StageCompute:
     async def backward(
         self, residuals: Kept, grad_y: Arrays, *, count: Count | None, order: int
     ) -> Backward:
-        assert _specs(grad_y) == self.gradient_specs, _specs(grad_y)
+        assert specs_of(grad_y) == self.gradient_specs, specs_of(grad_y)
         uploaded = self._upload((residuals.x, tuple(grad_y)))
         programs = self._programs
         if residuals.is_recomputed:
@@ -227,8 +241,8 @@ class StageCompute:
         order: int,
         previous: int = 0,
     ) -> Backward:
-        assert _specs(x) == self.input_specs, _specs(x)
-        assert _specs([targets]) == (self._programs.targets_spec,), targets.shape
+        assert specs_of(x) == self.input_specs, specs_of(x)
+        assert specs_of([targets]) == (self._programs.targets_spec,), targets.shape
         uploaded = self._upload((tuple(x), targets))
         choose_weights = self._weights_before(previous)
 
@@ -313,6 +327,8 @@ class StageCompute:
         return await self._run("previous_tied", launch, np.asarray)
 
     async def clear(self) -> None:
+        if not self._begun.done():
+            return  # nothing has been added to it, and nobody has to wait for that
         await self._run("clear", self._launch_clear)
 
     async def state(self) -> list[np.ndarray]:
@@ -332,10 +348,10 @@ class StageCompute:
         return await asyncio.wrap_future(arriving)
 
     async def load_state(self, state: Arrays) -> None:
-        if _specs(state) != self.state_specs:
+        if specs_of(state) != self.state_specs:
             raise ValueError(
                 "state does not fit this stage: "
-                f"{_difference(_specs(state), self.state_specs)}. Fetch it from a "
+                f"{difference(specs_of(state), self.state_specs)}. Fetch it from a "
                 "peer of the same stage and the same experiment"
             )
 
@@ -346,12 +362,7 @@ class StageCompute:
         await self._run("load_state", launch)
 
     async def reset(self) -> None:
-        def launch():
-            params = self._home.make(self._init)
-            opt_state = self._home.make(self._programs.init_optimizer, params)
-            self._launch_replace(params, opt_state)
-
-        await self._run("reset", launch)
+        await self._run("reset", self._launch_reset)
 
     async def digest(self) -> str:
         return await self._run(
@@ -364,6 +375,10 @@ class StageCompute:
     def close(self) -> None:
         self._queue.cancel_waiting()
         self._close()
+
+    def _begin(self, prepare: Callable[[], None]) -> None:
+        prepare()
+        self._launch_reset()
 
     def _release(self) -> None:
         """Frees the device's memory, whoever still has this object."""
@@ -386,15 +401,19 @@ class StageCompute:
 
         Between the two may be an update, with delayed ones.
         """
-        known = [self._weights, *self._previous_weights]
-        chosen = known[previous] if 0 <= previous < len(known) else None
+        known = self._all_weights() if self._begun.done() else None
 
         def give() -> Any:
-            if chosen is None:
+            weights = known or self._all_weights()
+            if not 0 <= previous < len(weights):
                 raise Abandoned(f"the parameters before {previous} updates are gone")
-            return chosen
+            return weights[previous]
 
         return give
+
+    def _all_weights(self) -> list[Any]:
+        """Those of now, and those that are kept of before."""
+        return [self._weights, *self._previous_weights]
 
     def _keep_tied(self, gradients: Any) -> None:
         if self.tied_leaf is not None:
@@ -408,6 +427,11 @@ class StageCompute:
         if self._home.host is not None:
             return self._params
         return self._programs.apart(self._params)
+
+    def _launch_reset(self) -> None:
+        params = self._home.make(self._init)
+        opt_state = self._home.make(self._programs.init_optimizer, params)
+        self._launch_replace(params, opt_state)
 
     def _launch_replace(self, params: Any, opt_state: Any, *before: Any) -> None:
         self._launch_clear()
@@ -453,17 +477,6 @@ class StageCompute:
             Operation(name, Kind.BACKWARD, launch, fetch, order, **counting)
         )
         return Backward(*result, compute_s)
-
-
-def _specs(arrays: Sequence[Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((array.dtype.name, tuple(array.shape)) for array in arrays)
-
-
-def _difference(given: tuple, expected: tuple) -> str:
-    if len(given) != len(expected):
-        return f"{len(given)} arrays instead of {len(expected)}"
-    index = next(i for i, spec in enumerate(given) if spec != expected[i])
-    return f"array {index} is {given[index]} instead of {expected[index]}"
 
 
 def _to_host(tree: Any) -> list[np.ndarray]:

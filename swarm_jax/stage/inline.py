@@ -37,6 +37,7 @@ class InlineCompute(StageCompute):
             residuals=residuals,
             delayed_updates=delayed_updates,
         )
+        self._begun.result()
 
 
 class _InlineRunner:

@@ -10,7 +10,6 @@ import jax
 from swarm_jax.stage.ahead import Ahead
 from swarm_jax.stage.home import Home
 from swarm_jax.stage.programs import StagePrograms
-from swarm_jax.stage.residuals import ResidualBudget
 
 USABLE_SHARE = 0.9
 """Of a device's memory: the rest is for gaps, and for arrays on their way."""
@@ -29,7 +28,8 @@ def plan_residuals(
     residual_bytes: int | None,
     most: int,
     delayed_updates: bool = False,
-) -> ResidualBudget:
+    check: Callable[[], None] = lambda: None,
+) -> int | None:
     """Compiles a stage's programs and says how many microbatches' residuals fit.
 
     Args:
@@ -41,15 +41,19 @@ def plan_residuals(
             is not compiled, which takes as long as the rest; but on devices that must
             not meet a program for the first time while they serve.
         delayed_updates: As in ``StageCompute``.
+        check: As in ``Ahead``.
+
+    Returns:
+        As ``ResidualBudget.microbatches``.
     """
     on_host = jax.default_backend() == "cpu"
-    ahead = Ahead(programs, init, home, run_passes=not on_host)
+    ahead = Ahead(programs, init, home, run_passes=not on_host, check=check)
     ahead.compile()
     fit = fitting(ahead, residual_bytes, delayed_updates)
     if fit is not None and (fit < most or not on_host):
         ahead.compile_recomputing()
         fit = fitting(ahead, residual_bytes, delayed_updates)
-    return ResidualBudget(fit)
+    return fit
 
 
 def fitting(

@@ -8,10 +8,12 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
 
+from swarm_jax.errors import Abandoned
 from swarm_jax.stage.compute import StageCompute
 from swarm_jax.stage.home import Home
 from swarm_jax.stage.programs import StagePrograms
@@ -30,6 +32,9 @@ class ThreadedCompute(StageCompute):
         programs: What the device runs.
         init: Makes the initial parameters.
         residuals, home, delayed_updates: As in ``StageCompute``.
+        prepare: ``prepare(check)``, in the thread that launches programs, before any
+            other is given an array; ``check()`` raises ``Abandoned`` when all of this
+            was closed meanwhile, and compiling on is of no use.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class ThreadedCompute(StageCompute):
         init: Callable[[], Any],
         residuals: ResidualBudget | None = None,
         home: Home | None = None,
+        prepare: Callable[[Callable[[], None]], None] = lambda check: None,
         delayed_updates: bool = False,
     ):
         on_host = jax.default_backend() == "cpu"
@@ -47,6 +53,8 @@ class ThreadedCompute(StageCompute):
             programs,
             init,
             self._threads,
+            begin=self._threads.begin,
+            prepare=partial(prepare, self._threads.check),
             aside=self._threads.aside,
             depth=depth,
             close=self._threads.close,
@@ -69,6 +77,16 @@ class _Threads:
         self._fetchers = ThreadPoolExecutor(depth, "fetch")
         self._uploaders = ThreadPoolExecutor(2, "upload")
         self._states = ThreadPoolExecutor(1, "state")
+        self._begun: Future = Future()
+        self._is_closed = False
+
+    def begin(self, work: Callable[[], None]) -> Future:
+        self._begun = self._launcher.submit(work)
+        return self._begun
+
+    def check(self) -> None:
+        if self._is_closed:
+            raise Abandoned("this device was closed")
 
     def start(self, operation: Operation, done: Callable[[Finished], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -97,13 +115,18 @@ class _Threads:
         self._launcher.submit(launch).add_done_callback(fetch_later)
 
     def upload(self, arrays: Any) -> Callable[[], Any]:
-        return self._uploaders.submit(jax.device_put, arrays).result
+        def put():
+            self._begun.result()
+            return jax.device_put(arrays)
+
+        return self._uploaders.submit(put).result
 
     def aside(self, work: Callable[[], Any]) -> Future:
         return self._states.submit(work)
 
     def close(self) -> None:
         """Waits for what has been started; nothing new may be started after."""
+        self._is_closed = True
         executors = self._launcher, self._fetchers, self._uploaders, self._states
         for executor in executors:
             executor.shutdown()

@@ -9,7 +9,7 @@ import pytest
 from models.config import GPTConfig
 from models.functional import to_layers
 from scripts import wiring
-from swarm_jax.config import ExperimentConfig
+from swarm_jax.config import REMATS, ExperimentConfig
 
 STEPS = 20
 MICROBATCHES = 2
@@ -108,8 +108,10 @@ async def train(stages):
     return losses, norms
 
 
-def test_chained_stages_train_like_the_whole_model(plain):
+@pytest.mark.parametrize("remat", REMATS)
+def test_chained_stages_train_like_the_whole_model(plain, remat):
     config = make_config((1, 1, 2))
+    config.tuning.remat = remat
     stages = [wiring.make_compute(config, stage, inline=True) for stage in range(3)]
     losses, norms = asyncio.run(train(stages))
     np.testing.assert_allclose(losses, plain[0], rtol=1e-12)

@@ -99,6 +99,15 @@ class SwarmByHand:
         name = f"migrate-{self._moves}"
         return self._processes.start(name, command, self._environment)
 
+    def evaluate(self) -> dict[str, Any]:
+        """What ``scripts.evaluate`` finds as a guest of the swarm."""
+        report = self.workdir / "evaluation.json"
+        command = [sys.executable, "-m", "scripts.evaluate", *self.experiment]
+        command += ["--initial_peers", *self.peers, "--host_maddrs", LOOPBACK]
+        command += ["--cache_dir", str(self._cache_dir), "--json", str(report)]
+        self.finish(self._processes.start("evaluate", command, self._environment))
+        return json.loads(report.read_text())
+
     def repartition(self) -> dict[str, Any]:
         """What ``scripts.repartition`` plans for the peers that it finds online."""
         report = self.workdir / "partition.json"

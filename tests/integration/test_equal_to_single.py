@@ -46,6 +46,11 @@ def test_one_peer_leaves_and_another_freezes_and_nothing_runs_again(swarm, singl
     swarm.wait_for_step(4, trainer)
     swarm.servers[sleeper].popen.send_signal(signal.SIGCONT)
     swarm.finish(trainer)
+    evaluation = swarm.evaluate()
+    assert evaluation["step"] == 8
+    assert evaluation["sets"]["held_out"]["loss"] == pytest.approx(
+        swarm.summary()["validation_loss"], rel=1e-6
+    )
     assert "has taken over" in swarm.finish(swarm.servers[leaver])
     assert swarm.summary()["microbatches_answered"] == 6 * 8
     oracle.check(swarm, single, swarm.servers.keys() - {leaver, sleeper})

@@ -20,7 +20,9 @@ def argument(name):
 def write(path, value):
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(value)
+    partial = path.with_suffix(".partial")  # or a reader could find half of it
+    partial.write_text(value)
+    partial.replace(path)
 """
 LAUNCH = """
 folder = pathlib.Path(argument("--workdir"))

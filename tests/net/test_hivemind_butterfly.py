@@ -15,8 +15,8 @@ from swarm_jax.net.hivemind_butterfly import (
     PART_VALUES,
     ExactReducer,
     ExactRunner,
+    cut_like,
     cut_shares,
-    join_shares,
     parts_in_flight,
 )
 from swarm_jax.net.parts import PART_CODECS
@@ -36,7 +36,7 @@ def test_shares_are_equal_and_come_back_as_arrays(shapes, num_peers):
     arrays = [np.asarray(generator.random(s), np.float32) for s in shapes]
     shares = cut_shares(arrays, num_peers)
     assert len({len(share) for share in shares}) == 1
-    back = join_shares(shares, arrays)
+    back = cut_like(np.concatenate(shares), arrays)
     assert [array.shape for array in back] == list(shapes)
     for array, original in zip(back, arrays, strict=True):
         assert array.tobytes() == original.tobytes()
@@ -68,7 +68,10 @@ def make_runners(arrays_of_peers, wire="float32"):
 
 
 async def collect(runner):
-    return [share.numpy() async for share in runner]
+    """The mean; hivemind's own result must be the same."""
+    shares = [share.numpy() async for share in runner]
+    assert np.concatenate(shares).tobytes() == runner.mean.tobytes()
+    return runner.mean
 
 
 @pytest.mark.parametrize("num_peers", [2, 3, 7, 49, 60])
@@ -78,8 +81,8 @@ async def test_every_peer_averages_a_share(num_peers, size):
     if num_peers * size > 5_000_000:
         arrays = [[some[0][: 5_000_000 // num_peers]] for some in arrays]
     runners = make_runners(arrays)
-    for shares in await asyncio.gather(*map(collect, runners)):
-        [mean] = join_shares(shares, arrays[0])
+    for vector in await asyncio.gather(*map(collect, runners)):
+        [mean] = cut_like(vector, arrays[0])
         np.testing.assert_array_equal(mean, np.full_like(mean, (num_peers - 1) / 2))
 
 
@@ -91,8 +94,8 @@ async def test_all_have_the_same_bytes_whatever_the_wire(wire):
         for _ in range(3)
     ]
     found = [
-        join_shares(shares, arrays[0])[0]
-        for shares in await asyncio.gather(*map(collect, make_runners(arrays, wire)))
+        cut_like(vector, arrays[0])[0]
+        for vector in await asyncio.gather(*map(collect, make_runners(arrays, wire)))
     ]
     assert len({array.tobytes() for array in found}) == 1
     # Two roundings, each at most 1/254 of a block's largest magnitude.

@@ -11,7 +11,14 @@ import pytest
 from swarm_jax.errors import BadMessage, PeerLost, PeerStalled, RemoteError
 from swarm_jax.net.callee import Callee
 from swarm_jax.net.caller import Caller
-from swarm_jax.net.frames import FRAME_HEAD, Kind, body_frames, encode, frame
+from swarm_jax.net.frames import (
+    FRAME_HEAD,
+    MAX_CHUNK_BYTES,
+    Kind,
+    body_frames,
+    encode,
+    frame,
+)
 from swarm_jax.net.link import Link
 from swarm_jax.net.protocols import Message
 from swarm_jax.net.wire import MAX_CALLS
@@ -203,6 +210,51 @@ async def test_small_calls_pass_large_ones(wire, make_service):
     await caller.call(Message({"do": "echo"}), timeout_s=60)
     assert not sending.done()
     assert (await sending).arrays[0].nbytes == LARGE.arrays[0].nbytes
+
+
+THREE_FRAMES = Message({"do": "echo"}, [np.zeros(3 * MAX_CHUNK_BYTES, np.uint8)])
+
+
+async def test_large_requests_follow_each_other(wire):
+    caller, raw = await wire.caller_and_raw()
+    calls = [
+        asyncio.ensure_future(caller.call(THREE_FRAMES, timeout_s=20)) for _ in "abc"
+    ]
+    seen = [await raw.read() for _ in range(3 * 4)]
+    assert [call_id for _, call_id, _ in seen] == [1] * 4 + [2] * 4 + [3] * 4
+    for call in calls:
+        call.cancel()
+
+
+async def test_large_answers_follow_each_other(wire, make_service):
+    _, raw = await wire.callee_and_raw(make_service())
+    for call_id in (1, 2, 3):
+        raw.write(request(call_id, THREE_FRAMES), *bodies_of(call_id, THREE_FRAMES))
+    seen = [await raw.read() for _ in range(3 * 4)]
+    assert [call_id for _, call_id, _ in seen] == [1] * 4 + [2] * 4 + [3] * 4
+
+
+async def test_a_large_call_that_is_cancelled_gives_its_turn_to_the_next(wire):
+    caller, raw = await wire.caller_and_raw()
+    calls = [asyncio.ensure_future(caller.call(LARGE, timeout_s=20)) for _ in "ab"]
+    next_ = asyncio.ensure_future(caller.call(THREE_FRAMES, timeout_s=20))
+    assert (await raw.read())[:2] == (Kind.REQUEST, 1)
+    for call in calls:
+        call.cancel()
+    while (seen := await raw.read())[1] == 1:
+        assert seen[0] in (Kind.BODY, Kind.CANCEL)
+    assert seen[:2] == (Kind.REQUEST, 2), "the second was never sent"
+    next_.cancel()
+
+
+async def test_large_calls_that_wait_fail_with_the_stream(wire):
+    caller, raw = await wire.caller_and_raw()
+    calls = [asyncio.ensure_future(caller.call(LARGE, timeout_s=20)) for _ in "abc"]
+    await raw.read()
+    raw.writer.transport.abort()
+    for call in calls:
+        with pytest.raises(PeerLost):
+            await call
 
 
 async def test_a_caller_waits_when_too_many_calls_are_open(wire, make_service, until):

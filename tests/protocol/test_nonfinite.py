@@ -36,10 +36,10 @@ def test_non_finite_values_are_tried_on_a_second_peer(rule, play):
     """
     status = NextStage._status
 
-    def blames_the_model(stage, peer, id_, header, nonfinite):
+    def blames_the_model(stage, peer, relay, header, nonfinite):
         if header.get("status") == Status.NONFINITE:
-            raise ModelDiverged(id_, stage.stage, [peer])
-        return status(stage, peer, id_, header, nonfinite)
+            raise ModelDiverged(relay.id, stage.stage, [peer])
+        return status(stage, peer, relay, header, nonfinite)
 
     rule.off(NextStage, "_status", blames_the_model)
 
@@ -57,10 +57,10 @@ def test_what_a_second_peer_gets_is_the_models_fault(rule, play, caplog):
     """
     status = NextStage._status
 
-    def blames_the_peer(stage, peer, id_, header, nonfinite):
+    def blames_the_peer(stage, peer, relay, header, nonfinite):
         if header.get("status") == Status.NONFINITE:
             raise PeerLost(peer, "non-finite values")
-        return status(stage, peer, id_, header, nonfinite)
+        return status(stage, peer, relay, header, nonfinite)
 
     rule.off(NextStage, "_status", blames_the_peer)
 

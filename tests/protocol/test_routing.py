@@ -70,10 +70,10 @@ def test_busy_is_no_fault(rule, play):
     """
     status = NextStage._status
 
-    def at_fault(stage, peer, id_, header, nonfinite):
+    def at_fault(stage, peer, relay, header, nonfinite):
         if header.get("status") == Status.BUSY:
             raise PeerLost(peer, "busy")
-        return status(stage, peer, id_, header, nonfinite)
+        return status(stage, peer, relay, header, nonfinite)
 
     rule.off(NextStage, "_status", at_fault)
     outcome = play([2, 1], max_queue=2, ban_s=5.0)

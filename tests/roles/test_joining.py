@@ -372,3 +372,116 @@ def test_a_run_without_a_trainer_says_so(config, make_swarm, caplog):
 
     run_virtual(main())
     assert len([r for r in caplog.records if "is there a trainer?" in r.message]) == 2
+
+
+class LateCompute(ModelledCompute):
+    """Is ready when ``programs`` is set, and was asked for nothing before."""
+
+    def __init__(self, config, stage, programs):
+        super().__init__(config, stage)
+        self.programs = programs
+        self.on_operation = lambda kind, name: self.check()
+
+    def check(self):
+        assert self.programs.is_set()
+
+    async def ready(self):
+        await self.programs.wait()
+
+    async def clear(self):
+        if self.programs.is_set():
+            await super().clear()
+
+
+def make_late(config, make_swarm, peers_per_stage, late, programs):
+    """A swarm whose ``late``-th peer of stage 1 is not ready before it is told."""
+    swarm = make_swarm(config, peers_per_stage)
+    make, started = swarm._make_compute, []
+
+    def make_compute(stage):
+        started.append(stage)
+        if stage == 1 and started.count(1) == late + 1:
+            return LateCompute(config, stage, programs)
+        return make(stage)
+
+    swarm._make_compute = make_compute
+    return swarm
+
+
+def test_a_joiner_compiles_while_its_state_is_on_the_way(
+    config, make_swarm, small_chunks
+):
+    """And no step of the swarm waits for its compiler."""
+    _, reference = train(make_swarm(config, [1, 2, 1]))
+    programs, events = asyncio.Event(), []
+
+    async def join(swarm):
+        mate = swarm.servers["stage1-0"].state
+        await until(lambda: mate.step == 1)
+        peer = swarm.start_peer(1)
+        server = swarm.servers[peer]
+        await until(lambda: server.arrival.parts.download_s > 0)
+        events.append(("state here", server.state.state, peer in swarm.ready))
+        await until(lambda: mate.step == 3)
+        events.append(("others are further", server.state.state, peer in swarm.ready))
+        programs.set()
+        await until(lambda: peer in swarm.ready)
+        events.append(("ready", server.state.state, True))
+        assert server.state.step >= 3
+
+    swarm = make_late(config, make_swarm, [1, 2, 1], 2, programs)
+    totals, states = train(swarm, join)
+    assert_exact(swarm, totals, states, reference)
+    assert events == [
+        ("state here", "JOINING", False),
+        ("others are further", "JOINING", False),
+        ("ready", "ONLINE", True),
+    ]
+    parts = swarm.servers["stage1-2"].arrival.parts
+    assert 0 < parts.download_s < parts.compile_s == parts.busy_s
+    assert sum(counted_by(swarm, "stage1-2")) > 0
+
+
+def test_who_is_not_ready_is_not_sent_to(config, make_swarm):
+    """With nobody to fetch a state from, there is nothing to do meanwhile."""
+    programs, meanwhile = asyncio.Event(), []
+
+    async def compile_late(swarm):
+        await asyncio.sleep(1.0)
+        server = swarm.servers["stage1-0"]
+        meanwhile.append((set(swarm.ready), server.view.online(1), swarm.steps[:]))
+        programs.set()
+
+    swarm = make_late(config, make_swarm, [1, 1, 1], 0, programs)
+    totals, _ = train(swarm, compile_late)
+    assert meanwhile == [({"stage0-0", "stage2-0"}, [], [])]
+    assert totals.microbatches.exact
+
+
+def test_who_is_told_to_leave_before_it_is_ready_just_goes(config, make_swarm):
+    async def main():
+        swarm = make_late(config, make_swarm, [1, 1, 1], 0, asyncio.Event())
+        peer = swarm.start_peer(1)
+        await asyncio.sleep(0.1)
+        began_s = asyncio.get_running_loop().time()
+        assert await swarm.servers[peer].drain(20.0)
+        assert asyncio.get_running_loop().time() - began_s < 0.1
+        await swarm.kill(peer)
+
+    run_virtual(main())
+
+
+def test_a_device_that_cannot_be_prepared_ends_the_server(config, make_swarm):
+    class Broken(ModelledCompute):
+        async def ready(self):
+            raise RuntimeError("no memory")
+
+    async def main():
+        swarm = make_swarm(config, [1, 1, 1])
+        swarm._make_compute = lambda stage: Broken(config, stage)
+        peer = swarm.start_peer(1)
+        await asyncio.sleep(0.1)
+        assert "no memory" in str(swarm.crashed[peer])
+        await swarm.kill(peer)
+
+    run_virtual(main())

@@ -2,13 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from scripts import benchmark
+from scripts import benchmark, benchmarks
 from scripts.codec_speed import codec_figures
+from scripts.stage_speed import random_microbatch
 from scripts.store_speed import store_speed
+from scripts.wiring import make_programs
+from swarm_jax.config import load_config
 from swarm_jax.data import speed
 from swarm_jax.errors import ConfigError
+from swarm_jax.launcher.processes import ProcessDied
+from swarm_jax.launcher.relay_cases import Case
 
 
 @pytest.mark.parametrize(
@@ -88,17 +94,18 @@ def test_codecs_lose_what_they_should():
 SMALL = [f"--config.model.{name}" for name in ("model_dim=16", "ffn_dim=32")]
 SMALL += ["--config.model.num_heads=2", "--config.model.sequence_length=8"]
 SMALL += ["--config.swarm.layers_per_stage=(2,2)"]
-PASSES = [
+SAME = [{"forward": 1, "update": None}, {"forward and loss": 1, "update": None}]
+"""Passes of what is measured once, and of what each value of tuning.remat changes."""
+
+DIFFERENT = [
     {
-        "forward": 1,
         "forward, keeping residuals": 1,
         "backward from residuals": 2,
         "backward, computing forward again": 2,
         "there and back, keeping": 3,
         "there and back, again": 3,
-        "update": None,
     },
-    {"forward and loss": 1, "forward, loss and backward": 3, "update": None},
+    {"forward, loss and backward": 3},
 ]
 
 
@@ -106,21 +113,76 @@ PASSES = [
 def test_a_stage_is_measured_and_reported(stage, tmp_path, capsys):
     path = tmp_path / "report.json"
     more = ["--stage", str(stage), "--peak_tflops", "2", "--json", str(path), *SMALL]
+    remats = ["everything_saveable", "nothing_saveable"]
+    more += ["--remat", *remats]
     assert benchmark.main(["stage", "--repeats", "1", *more]) == 0
     report = json.loads(path.read_text())
-    assert [row["case"] for row in report["rows"]] == list(PASSES[stage])
+    passes = SAME[stage] | DIFFERENT[stage]
+    expected = [(case, None) for case in SAME[stage]]
+    expected += [(case, remat) for remat in remats for case in DIFFERENT[stage]]
+    assert [(row["case"], row["remat"]) for row in report["rows"]] == expected
     width, hidden, length, vocabulary = 16, 32, 8, 384 * stage
     block = 2 * (4 * width**2 + 2 * width * hidden) + 4 * length * width
     forward = (2 * block + 2 * width * vocabulary) * 2 * length
     for row in report["rows"]:
         assert row["hardware"] == "cpu" and row["ms"] > 0
-        passes = PASSES[stage][row["case"]]
-        if passes is None:
+        if passes[row["case"]] is None:
             assert row["model_tflop_per_s"] is row["utilisation"] is None
         else:
             flop = row["model_tflop_per_s"] * 1e9 * row["ms"]
-            assert flop == pytest.approx(passes * forward)
+            assert flop == pytest.approx(passes[row["case"]] * forward)
             assert row["utilisation"] == row["model_tflop_per_s"] / 2
-    assert (report["residual_bytes"] > 0) == (report["residuals_fit"] is not None)
+    assert [row["remat"] for row in report["memory"]] == remats
+    everything, nothing = (row["residual_bytes"] for row in report["memory"])
+    assert everything > 2 * nothing > 0 if stage == 0 else everything == nothing == 0
+    for row in report["memory"]:
+        assert (row["residual_bytes"] > 0) == (row["residuals_fit"] is not None)
     shown = " ".join(capsys.readouterr().out.split())
-    assert all(case in shown for case in PASSES[stage]) and "peak 2" in shown
+    assert all(words in shown for words in (*passes, *remats)) and "peak 2" in shown
+
+
+def test_what_a_stage_is_measured_with_is_random():
+    cut = ["--config.swarm.num_stages=4", "--config.swarm.layers_per_stage=(1,1,1,1)"]
+    more = [*SMALL[:-1], *cut, "--config.swarm.wire=int8"]
+    config = load_config("configs/benchmark_local.py", more)
+    for stage in range(4):
+        programs = make_programs(config, stage)
+        x, grad_y, targets_BL = random_microbatch(config, stage)
+        for arrays, specs in (
+            (x, programs.input_specs),
+            (grad_y, programs.gradient_specs),
+            ([targets_BL], [programs.targets_spec]),
+        ):
+            assert [(a.dtype.name, a.shape) for a in arrays] == list(specs)
+            for array in arrays:
+                values = np.asarray(array, np.float32)
+                assert np.isfinite(values).all() and len(np.unique(values)) > 5
+        assert 0 <= targets_BL.min() and targets_BL.max() < config.model.vocab_size
+
+
+def test_each_case_of_the_relay_is_written_when_it_is_over(tmp_path, monkeypatch):
+    path, seen = tmp_path / "relay.json", []
+
+    class Bench:
+        def __init__(self, *, case, **_):
+            self._name = case.name
+
+        def rows(self, repeats, console):
+            seen.append(json.loads(path.read_text()) if path.exists() else None)
+            if self._name == "dies":
+                raise ProcessDied("out of memory")
+            if self._name == "is cut short":
+                raise KeyboardInterrupt
+            return [{"case": self._name}]
+
+    names = ["works", "dies", "is cut short", "never runs"]
+    cases = [Case(name=name, cards=0) for name in names]
+    monkeypatch.setattr(benchmarks.relay_bench, "RelayBench", Bench)
+    monkeypatch.setattr(benchmarks.relay_cases, "choose", lambda *_: cases)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main(["relay", "--json", str(path)])
+    assert seen[0] is None and seen[1]["missing"] == names[1:]
+    report = json.loads(path.read_text())
+    assert report["rows"] == [{"case": "works"}] and report["failed"] == ["dies"]
+    assert report["missing"] == names[2:] and "torch" in report
+    assert list(tmp_path.iterdir()) == [path]

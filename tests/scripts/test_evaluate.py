@@ -62,3 +62,15 @@ def test_another_model_or_vocabulary_is_refused(arguments, make_checkpoint):
 def test_no_checkpoint_is_said_so(arguments, step):
     with pytest.raises(CheckpointError, match="no complete checkpoint|step 3"):
         evaluate.main([*arguments, *step])
+
+
+@pytest.mark.parametrize("given", [[], ["--checkpoint", "a", "--initial_peers", "b"]])
+def test_what_is_evaluated_must_be_clear(experiment, given):
+    with pytest.raises(ConfigError, match="either --checkpoint or --initial_peers"):
+        evaluate.main(["--config", experiment, *given])
+
+
+def test_a_swarm_has_no_older_steps(experiment):
+    arguments = ["--config", experiment, "--initial_peers", "b", "--step", "3"]
+    with pytest.raises(ConfigError, match="--step is of a checkpoint"):
+        evaluate.main(arguments)

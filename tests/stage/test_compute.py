@@ -453,11 +453,12 @@ def test_inline_takes_as_long_as_it_is_told(make_stages):
 
 def test_closing_stops_the_threads(make_pair):
     async def scenario():
-        first, _ = make_pair(ThreadedCompute)
-        await first.digest()
+        pair = make_pair(ThreadedCompute)
+        await pair[0].digest()
         names = {thread.name.split("_")[0] for thread in threading.enumerate()}
         assert "device" in names
-        first.close()
+        for compute in pair:
+            compute.close()
 
     asyncio.run(scenario())
     names = {thread.name.split("_")[0] for thread in threading.enumerate()}

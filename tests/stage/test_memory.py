@@ -33,7 +33,7 @@ def plan(stage):
             lambda: stage.params,
             residual_bytes=residual_bytes,
             most=MOST,
-        ).microbatches
+        )
 
     return plan
 
@@ -121,4 +121,4 @@ def test_the_last_stage_keeps_no_residuals(make_stages):
     plan = plan_residuals(
         last.programs, lambda: last.params, residual_bytes=0, most=MOST
     )
-    assert plan.microbatches is None
+    assert plan is None
