@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from models.boundary import Compress, Expand
 from models.config import GPTConfig
@@ -72,11 +73,17 @@ class StageFunctions:
     tied: tuple[str, str] | None
 
 
-def make_stage(config: GPTConfig, first_layer: int, num_layers: int) -> StageFunctions:
+def make_stage(
+    config: GPTConfig, first_layer: int, num_layers: int, mesh: Mesh | None = None
+) -> StageFunctions:
     """Builds the stage of blocks ``first_layer`` to ``first_layer + num_layers - 1``.
 
     Parameters may be masters or what ``cast_params`` made of them: the result is the
     same. At a cut the stages have ``config.width_after`` channels.
+
+    Args:
+        mesh: Devices that share the work (``sharding.py``); all but ``init`` then take
+            parameters in the order of ``sharding.group_heads``.
 
     Raises:
         ValueError: float64 is asked for while jax's 64-bit mode is off.
@@ -86,7 +93,7 @@ def make_stage(config: GPTConfig, first_layer: int, num_layers: int) -> StageFun
     is_first, is_last = first_layer == 0, end == config.num_layers
     table_of_head = (_EMBED if is_first else _TIED), _TABLE
     is_tied_apart = config.tied_head and is_first != is_last
-    numerics = make_numerics(config)
+    numerics = make_numerics(config, mesh)
     embed, block, head, compress, expand = (
         Pure.of(module, config, numerics)
         for module in (Embedding, Block, Head, Compress, Expand)

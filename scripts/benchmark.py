@@ -4,6 +4,7 @@
     python -m scripts.benchmark checkpoints --config.steps=20
     python -m scripts.benchmark codecs --repeats 50
     python -m scripts.benchmark stage --repeats 20
+    python -m scripts.benchmark stage --device cuda13 --mesh model=2
     python -m scripts.benchmark data
     python -m scripts.benchmark relay --config configs/relay.py --device cuda13
     python -m scripts.benchmark wan --models base ours --rtt_ms 0 100
@@ -21,7 +22,8 @@ codecs: of every wire, how long an activation (--shape) takes to encode and to d
 the device, and what it loses. No experiment is run.
 
 stage: how long forward, backward and update of one stage (--stage) take on the device,
-with residuals kept and with forward computed again, and how large residuals are.
+with residuals kept and with forward computed again, and how large residuals are; with
+--mesh, beside one device, on several that share the stage.
 
 data: how fast text becomes tokens, and tokens microbatches.
 

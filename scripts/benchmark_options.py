@@ -3,6 +3,7 @@
 import argparse
 
 from swarm_jax.config import ALLREDUCE_WIRES
+from swarm_jax.launcher import mesh_option
 from swarm_jax.launcher.relay_cases import WIRES
 
 MODELS = ("base", "xxlarge", "gpt3", "ours")
@@ -18,6 +19,13 @@ def add_stage(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="of the device, to say how much of it is used (default: what is known of "
         "its name, for bfloat16)",
+    )
+    mesh_option.add_argument(
+        stage,
+        nargs="+",
+        default=[],
+        help="compare one device with peers that have several: data=N divides a "
+        "microbatch's sequences (--config.swarm.microbatch_size), model=N each block",
     )
 
 

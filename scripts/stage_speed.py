@@ -7,15 +7,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from rich.table import Table
 
 from models.functional import resolve_dtype
 from scripts.stages import stage_flops
-from scripts.wiring import make_functions, make_programs
+from scripts.wiring import make_init, make_programs
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.stage.ahead import Ahead
+from swarm_jax.stage.codec import Specs
 from swarm_jax.stage.memory import fitting, tree_bytes
 from swarm_jax.stage.programs import StagePrograms
+
+Arrays = tuple[jax.Array, ...]
 
 CALLS = 5
 """Calls that are timed together: a server's device has its next one at hand too."""
@@ -34,41 +38,56 @@ model's."""
 
 
 def stage_figures(
-    config: ExperimentConfig, stage: int, repeats: int, peak_tflops: float | None
+    config: ExperimentConfig,
+    stage: int,
+    repeats: int,
+    peak_tflops: float | None,
+    *,
+    mesh: Mesh | None = None,
+    make: Callable[[Specs], Arrays] | None = None,
+    heard: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:
-    """Measures one stage with its initial parameters and an input of zeros.
+    """Measures one stage with its initial parameters.
 
     Args:
-        peak_tflops: Of the device; None: what is known of a card of its name, if the
+        peak_tflops: Of a device; None: what is known of a card of its name, if the
             model computes in bfloat16.
+        mesh: Devices that share the stage; None: one.
+        make: Makes what comes in; None: zeros.
+        heard: Called with each row when it is known.
 
     Returns:
         ``rows``, one per program or pair of programs: ``case``, ``hardware``, ``ms``
         (median of ``repeats`` means over ``CALLS`` calls), ``model_tflop_per_s`` (None
-        for the update) and ``utilisation`` of the peak (None where it is not known).
+        for the update) and ``utilisation`` of the devices' peak (None where it is not
+        known).
         ``residual_bytes`` of a microbatch, ``workspace_bytes`` of the most demanding
         program, ``residuals_fit``: of how many microbatches; and ``peak_tflops``.
     """
-    programs, functions = make_programs(config, stage), make_functions(config, stage)
-    ahead = Ahead(programs, lambda: functions.init(config.seed))
+    programs = make_programs(config, stage, mesh)
+    init = make_init(config, stage, programs.layout)
+    ahead = Ahead(programs, init)
     ahead.compile()
     if ahead.residuals is not None:
         ahead.compile_recomputing()
     hardware = jax.devices()[0].device_kind
     if peak_tflops is None and resolve_dtype(config.model) == jnp.bfloat16:
         peak_tflops = PEAK_TFLOPS.get(hardware)
+    devices = 1 if mesh is None else mesh.size
     tokens = config.swarm.microbatch_size * config.model.sequence_length
     flops = stage_flops(config)[stage] * tokens
     rows = []
-    for case, passes, call in _cases(programs, functions.init(config.seed)):
+    arrays = make or zeros
+    for case, passes, call in _cases(StageCalls(programs, init(), arrays)):
         ms = 1e3 * _median_s(call, repeats)
         speed = passes * flops / ms / 1e9 if passes else None
         known = speed is not None and peak_tflops is not None
-        share = speed / peak_tflops if known else None
+        share = speed / (peak_tflops * devices) if known else None
         rows.append(
             {"case": case, "hardware": hardware, "ms": ms}
             | {"model_tflop_per_s": speed, "utilisation": share}
         )
+        heard(rows[-1])
     return {
         "stage": stage,
         "rows": rows,
@@ -101,12 +120,9 @@ def stage_table(figures: dict[str, Any]) -> Table:
     return table
 
 
-def _cases(
-    programs: StagePrograms, params: Any
-) -> Sequence[tuple[str, int, Callable[[], Any]]]:
+def _cases(stage: "StageCalls") -> Sequence[tuple[str, int, Callable[[], Any]]]:
     """What is measured: its name, FLOPs in forward passes, and a call of it."""
-    stage = _Stage(programs, params)
-    if not programs.gradient_specs:
+    if stage.is_last:
         both = FORWARD + BACKWARD
         cases = [
             ("forward and loss", FORWARD, stage.loss),
@@ -124,18 +140,27 @@ def _cases(
     return *cases, ("update", 0, stage.update)
 
 
-class _Stage:
-    """Calls of the programs, each with what the one before it left."""
+class StageCalls:
+    """Calls of the programs, each with what the one before it left.
 
-    def __init__(self, programs: StagePrograms, params: Any):
+    Args:
+        make: Makes arrays of given dtypes and shapes: what comes in.
+    """
+
+    def __init__(
+        self, programs: StagePrograms, params: Any, make: Callable[[Specs], Arrays]
+    ):
+        self.is_last = not programs.gradient_specs
         self._programs = programs
         self._params = programs.copy(params)
         self._opt_state = programs.init_optimizer(params)
         self._weights = programs.cast(programs.copy(params))
         self._total = programs.zeros()
-        self._x = _zeros(programs.input_specs)
-        self._grad_y = _zeros(programs.gradient_specs)
-        (self._targets_BL,) = _zeros((programs.targets_spec,))
+        specs = programs.input_specs, programs.gradient_specs, (programs.targets_spec,)
+        arrived = tuple(map(make, specs))
+        if programs.layout is not None:
+            arrived = jax.device_put(arrived, programs.layout.spread(arrived))
+        self._x, self._grad_y, (self._targets_BL,) = arrived
         self._residuals: Any = None
 
     def forward(self) -> Any:
@@ -176,6 +201,11 @@ class _Stage:
         )
         return results, self._total
 
+    def gradient_norm(self) -> float:
+        """Of what has been summed so far."""
+        total = self._programs.scale(self._total, 1.0, 1.0)
+        return float(self._programs.squared_norm(total)) ** 0.5
+
     def update(self) -> Any:
         self._residuals = None
         self._params, self._opt_state, *rest = self._programs.update(
@@ -184,7 +214,7 @@ class _Stage:
         return self._params, self._opt_state, rest
 
 
-def _zeros(specs: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[jax.Array, ...]:
+def zeros(specs: Specs) -> Arrays:
     return tuple(jnp.zeros(shape, dtype) for dtype, shape in specs)
 
 

@@ -1,4 +1,4 @@
-"""One stage on one device: its programs, its state and its queue.
+"""One stage on a peer's device, or several: its programs, its state and its queue.
 
 ``StageCompute`` is the ``Compute`` that stage servers need (``roles.compute``). Where
 the work is done is the runner's matter: ``inline.py`` or ``threaded.py``.
@@ -126,7 +126,7 @@ class StageCompute:
         self._gradient_sum = programs.zeros()
         self._reduced: Any = None
         self._structure = jax.tree.structure(params)
-        self.sum_specs = _specs(jax.tree.leaves(self._gradient_sum))
+        self.sum_specs = _specs(jax.tree.leaves(params))
         self._state_structure = jax.tree.structure((params, self._opt_state))
         self.state_specs = _specs(jax.tree.leaves((params, self._opt_state)))
         self._upload = upload
@@ -251,7 +251,7 @@ class StageCompute:
 
     async def add_to_sum(self, gradients: Arrays) -> bool:
         def launch():
-            added = _copied(Home(), self._structure, gradients)
+            added = self._copied(Home(), self._structure, gradients)
             finite, self._gradient_sum = self._programs.add(self._gradient_sum, added)
             return finite
 
@@ -259,7 +259,7 @@ class StageCompute:
 
     async def load_reduced(self, gradients: Arrays) -> float:
         def launch():
-            self._reduced = _copied(self._home, self._structure, gradients)
+            self._reduced = self._copied(self._home, self._structure, gradients)
             return self._programs.squared_norm(self._reduced)
 
         return await self._run("load_reduced", launch, float)
@@ -318,7 +318,7 @@ class StageCompute:
             )
 
         def launch():
-            copied = _copied(self._home, self._state_structure, state)
+            copied = self._copied(self._home, self._state_structure, state)
             self._launch_replace(*copied)
 
         await self._run("load_state", launch)
@@ -355,6 +355,13 @@ class StageCompute:
         if self._previous_weights is None:
             raise Abandoned("the parameters before the last update are gone")
         return self._previous_weights
+
+    def _copied(self, home: Home, structure: Any, arrays: Arrays) -> Any:
+        """A tree in buffers of its own: the caller's memory is not ours to donate."""
+        tree = jax.tree.unflatten(structure, arrays)
+        if self._programs.layout is None:
+            return jax.tree.map(home.copy, tree)
+        return self._programs.layout.copy(tree)
 
     def _keep_tied(self, gradients: Any) -> None:
         if self.tied_leaf is not None:
@@ -418,11 +425,6 @@ def _difference(given: tuple, expected: tuple) -> str:
 
 def _to_host(tree: Any) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-
-
-def _copied(home: Home, structure: Any, arrays: Arrays) -> Any:
-    """A tree in buffers of its own: the caller's memory is not ours to donate."""
-    return jax.tree.unflatten(structure, [home.copy(array) for array in arrays])
 
 
 def _digest(tree: Any) -> str:
