@@ -86,7 +86,7 @@ def group_heads(config: GPTConfig, mesh: Mesh, params: Any) -> Any:
         split = [part.reshape(*leaf.shape[:-1], groups, -1) for part in parts]
         return jnp.concatenate(split, axis=-1).reshape(leaf.shape)
 
-    return _of_qkv(group, params)
+    return params if groups == 1 else _of_qkv(group, params)
 
 
 def ungroup_heads(config: GPTConfig, mesh: Mesh, weights: Any) -> Any:
@@ -101,7 +101,7 @@ def ungroup_heads(config: GPTConfig, mesh: Mesh, weights: Any) -> Any:
         joined = [part.reshape(*leaf.shape[:-1], -1) for part in parts]
         return jnp.concatenate(joined, axis=-1)
 
-    return _of_qkv(ungroup, weights)
+    return weights if groups == 1 else _of_qkv(ungroup, weights)
 
 
 def split_heads(

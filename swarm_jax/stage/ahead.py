@@ -33,6 +33,7 @@ class Ahead:
             ``total`` is the gradient sum, ``residuals`` are one microbatch's and None
             on the last stage. Where there are several devices the compiler says how it
             divides residuals: before ``compile`` they are taken as whole.
+        is_cast: Whether weights are arrays of their own, beside the parameters.
         workspace_bytes: What the most demanding of the programs compiled so far takes
             beside its arguments, on a device: temporaries and results.
     """
@@ -55,6 +56,7 @@ class Ahead:
         self.workspace_bytes = 0
         self._x = self._microbatch(programs.input_specs)
         self._grad_y = self._microbatch(programs.gradient_specs)
+        self.is_cast = programs.layout is not None or self.weights != self.params
         if (layout := programs.layout) is not None:
             self.params = placed(self.params, layout.state)
             self.weights = placed(self.weights, layout.weights)

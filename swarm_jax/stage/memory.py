@@ -80,8 +80,7 @@ def standing_bytes(ahead: Ahead) -> int:
     if ahead.home.host is not None:
         return 2 * weights + total
     state = tree_bytes((ahead.params, ahead.opt_state))
-    is_cast = ahead.weights != ahead.params
-    return 2 * state + weights * (1 + is_cast) + 2 * total
+    return 2 * state + weights * (1 + ahead.is_cast) + 2 * total
 
 
 def device_bytes() -> int:

@@ -122,6 +122,9 @@ async def train(pair, steps=2):
         sums += [await compute.gradient_sum(1.0) for compute in pair]
         for compute in pair:
             await compute.apply(sum(norms) ** 0.5)
+        x = microbatch(3 * step)[:1]
+        before = await pair[0].forward(x, keep=False, order=0, previous=True)
+        np.testing.assert_array_equal(before.y[0], passes[0][0])
         states = [await compute.state() for compute in pair]
         seen += [array for arrays in (*passes, *sums, *states) for array in arrays]
         seen += [np.asarray(norm) for norm in norms]
@@ -256,13 +259,14 @@ def test_what_was_compiled_ahead_is_not_compiled_again(make_pair):
     assert min(budget.take_record().values()) > 0
 
 
-def test_the_plan_is_of_what_one_device_holds(make_pair):
+@pytest.mark.parametrize("shape", [(1, 2), (2, 2)])
+def test_the_plan_is_of_what_one_device_holds(shape, make_pair):
     stage = STAGES[0]
-    programs = make_programs(stage, (2, 2))
+    programs = make_programs(stage, shape)
     init = make_init(stage, programs)
     ahead = Ahead(programs, init)
     ahead.compile()
-    first, _ = make_pair((2, 2))
+    first, _ = make_pair(shape)
     held = first._params, first._opt_state
     assert standing_bytes(ahead) == 2 * tree_bytes(
         (held, first._weights, first._gradient_sum)
