@@ -106,9 +106,12 @@ PASSES = [
 ]
 
 
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize(
+    ("stage", "mesh", "full"),
+    [(0, "model=2", "data=1,model=2"), (1, "data=2", "data=2,model=1")],
+)
 def test_meshes_are_compared_with_one_device_row_by_row(
-    stage, tmp_path, capsys, monkeypatch
+    stage, mesh, full, tmp_path, capsys, monkeypatch
 ):
     path, written = tmp_path / "report.json", []
 
@@ -119,9 +122,9 @@ def test_meshes_are_compared_with_one_device_row_by_row(
     monkeypatch.setattr(mesh_speed, "write_json", hear)
     more = ["--stage", str(stage), "--json", str(path), *SMALL]
     more += ["--config.model.compute_dtype=float32", "--repeats", "1"]
-    assert benchmark.main(["stage", "--mesh", "model=2", "data=2", *more]) == 0
+    assert benchmark.main(["stage", "--mesh", mesh, *more]) == 0
     report = json.loads(path.read_text())
-    meshes = ["data=1,model=1", "data=1,model=2", "data=2,model=1"]
+    meshes = ["data=1,model=1", full]
     cases = list(PASSES[stage])
     rows = report["rows"]
     assert [(r["mesh"], r["case"]) for r in rows] == [
@@ -137,7 +140,7 @@ def test_meshes_are_compared_with_one_device_row_by_row(
         assert (check["loss_sum"] is None) == (stage == 0)
         assert stage == 0 or check["loss_sum_difference"] < 1e-5
     shown = " ".join(capsys.readouterr().out.split())
-    assert "data=1,model=2 update:" in shown and "x one device" in shown
+    assert f"{full} update:" in shown and "x one device" in shown
 
 
 @pytest.mark.parametrize("stage", [0, 1])
