@@ -181,7 +181,7 @@ class LocalSwarm:
         arguments = [
             *self._worker_arguments(name, initial_peers),
             *("--stage", str(stage), "--device", self.device),
-            *("--mesh", str(self.mesh)),
+            *(() if self.mesh == ONE_DEVICE else ("--mesh", str(self.mesh))),
         ]
         command = module_command("scripts.run_server", arguments)
         return processes.start(name, command, environments[place])

@@ -8,6 +8,7 @@ from swarm_jax.config import ExperimentConfig
 from swarm_jax.errors import ConfigError
 from swarm_jax.launcher import flags, mesh_option
 from swarm_jax.launcher.mesh_option import MeshShape
+from swarm_jax.launcher.swarm import LocalSwarm
 
 
 def parse(text):
@@ -79,6 +80,23 @@ def test_a_mesh_takes_all_devices(found, device, message):
 
 def test_without_a_mesh_one_of_many_devices_is_taken():
     mesh_option.check_devices(MeshShape(), 8, "gpu")
+
+
+def test_each_server_of_a_run_is_given_its_mesh_and_its_devices(tmp_path):
+    class Started:
+        def start(self, name, command, environment):
+            return command, environment
+
+    def start(**options):
+        where = {"workdir": tmp_path, "cache_dir": tmp_path}
+        swarm = LocalSwarm(experiment=[], num_stages=1, steps=1, **where, **options)
+        return swarm._start_server(Started(), [], stage=0, replica=0)
+
+    command, environment = start(mesh=MeshShape(model=2))
+    assert command[command.index("--mesh") + 1] == "data=1,model=2"
+    assert environment["JAX_NUM_CPU_DEVICES"] == "2"
+    command, environment = start()
+    assert "--mesh" not in command and "JAX_NUM_CPU_DEVICES" not in environment
 
 
 def test_scripts_refuse_at_once(tmp_path):
