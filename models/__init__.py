@@ -4,6 +4,7 @@ config.py      GPTConfig: sizes and choices of the model; no jax
 flops.py       its FLOPs and parameters in numbers; no jax
 numerics.py    dtypes and attention kernel of this process
 layers.py      initial values, norms, matrices
+sharding.py    how a stage is divided among several devices
 attention.py   causal self-attention as an NNX module
 boundary.py    the layers between stages
 gpt.py         decoder-only Transformer: embedding, block, head

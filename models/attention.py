@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from models.config import GPTConfig
 from models.layers import Matrix, recomputed, residual_scale, rows_from
 from models.numerics import Numerics
+from models.sharding import head_groups, split_heads
 
 
 def rotate(
@@ -99,7 +100,8 @@ class Attention(nnx.Module):
         self.output = Matrix(
             width, width, numerics, rngs, residual_scale(config), config.biases
         )
-        self.splits = config.num_heads, config.num_heads + config.kv_heads
+        self.counts = config.num_heads, config.kv_heads
+        self.groups = head_groups(config, numerics.mesh)
         self.head_dim = config.head_dim
         self.sequence_length = config.sequence_length
         self.rope_base = config.rope_base if config.positions == "rotary" else None
@@ -116,7 +118,9 @@ class Attention(nnx.Module):
             start: Position of the first of them in the sequence; None: 0.
         """
         heads_BLHK = self.qkv(x_BLD).reshape(*x_BLD.shape[:2], -1, self.head_dim)
-        q_BLHK, k_BLHK, v_BLHK = jnp.split(heads_BLHK, self.splits, axis=2)
+        q_BLHK, k_BLHK, v_BLHK = split_heads(
+            heads_BLHK, *self.counts, self.groups, self.numerics.mesh
+        )
         if self.rope_base is not None:
             limit = None if start is None else self.sequence_length
             place = self.rope_base, self.numerics.parameter, start, limit

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from models.boundary import Compress, Expand
 from models.config import GPTConfig
@@ -80,6 +81,7 @@ def make_stage(
     first_layer: int,
     num_layers: int,
     remat: str = KEEP_EVERYTHING,
+    mesh: Mesh | None = None,
 ) -> StageFunctions:
     """Builds the stage of blocks ``first_layer`` to ``first_layer + num_layers - 1``.
 
@@ -90,6 +92,8 @@ def make_stage(
         remat: What each application of a block keeps for its backward pass, beside its
             input: the name of one of ``jax.checkpoint_policies``. What is cheap to do
             again (``layers.recomputed``) is not kept by "everything_saveable" either.
+        mesh: Devices that share the work (``sharding.py``); all but ``init`` then take
+            parameters in the order of ``sharding.group_heads``.
 
     Raises:
         ValueError: float64 is asked for while jax's 64-bit mode is off.
@@ -99,7 +103,7 @@ def make_stage(
     is_first, is_last = first_layer == 0, end == config.num_layers
     table_of_head = (_EMBED if is_first else _TIED), _TABLE
     is_tied_apart = config.tied_head and is_first != is_last
-    numerics = make_numerics(config)
+    numerics = make_numerics(config, mesh)
     embed, block, head, compress, expand = (
         Pure.of(module, config, numerics)
         for module in (Embedding, Block, Head, Compress, Expand)

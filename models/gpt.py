@@ -26,6 +26,7 @@ from models.layers import (
     wide_product,
 )
 from models.numerics import Numerics
+from models.sharding import DATA, constrain
 
 
 class Embedding(nnx.Module):
@@ -129,10 +130,13 @@ class Block(nnx.Module):
         self.attention = Attention(config, numerics, rngs)
         self.feed_forward_norm = make_norm(config.model_dim, config, numerics, rngs)
         self.feed_forward = FeedForward(config, numerics, rngs)
+        self.mesh = numerics.mesh
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        x_BLD += self.attention(self.attention_norm(x_BLD))
-        return x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))
+        attended_BLD = self.attention(self.attention_norm(x_BLD))
+        x_BLD += constrain(self.mesh, attended_BLD, DATA)
+        fed_BLD = self.feed_forward(self.feed_forward_norm(x_BLD))
+        return x_BLD + constrain(self.mesh, fed_BLD, DATA)
 
 
 class Head(nnx.Module):

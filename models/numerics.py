@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from models.config import GPTConfig
@@ -18,11 +19,13 @@ class Numerics:
         compute: dtype of matrix products and of the residual stream.
         parameter: dtype of parameters, norms, softmax and logits.
         flash: Whether attention takes cuDNN's fused kernel.
+        mesh: What this process computes on if it is more than one device.
     """
 
     compute: DTypeLike
     parameter: DTypeLike
     flash: bool = False
+    mesh: Mesh | None = None
 
 
 def resolve_dtype(config: GPTConfig, platform: str | None = None) -> np.dtype:
@@ -34,7 +37,7 @@ def resolve_dtype(config: GPTConfig, platform: str | None = None) -> np.dtype:
     return jnp.dtype(config.parameter_dtype)
 
 
-def make_numerics(config: GPTConfig) -> Numerics:
+def make_numerics(config: GPTConfig, mesh: Mesh | None = None) -> Numerics:
     """Chooses dtypes and the attention kernel for this process's device.
 
     Raises:
@@ -48,7 +51,7 @@ def make_numerics(config: GPTConfig) -> Numerics:
             f"{config.parameter_dtype!r} need 64-bit mode: set JAX_ENABLE_X64=1"
         )
     flash = compute == "bfloat16" and _has_flash_kernel(config)
-    return Numerics(compute=compute, parameter=parameter, flash=flash)
+    return Numerics(compute=compute, parameter=parameter, flash=flash, mesh=mesh)
 
 
 def _has_flash_kernel(config: GPTConfig) -> bool:

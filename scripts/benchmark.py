@@ -4,6 +4,7 @@
     python -m scripts.benchmark checkpoints --config.steps=20
     python -m scripts.benchmark codecs --repeats 50
     python -m scripts.benchmark stage --repeats 20
+    python -m scripts.benchmark stage --device cuda13 --mesh model=2
     python -m scripts.benchmark data
     python -m scripts.benchmark relay --config configs/relay.py --device cuda13
     python -m scripts.benchmark wan --models base ours --rtt_ms 0 100
@@ -22,7 +23,8 @@ the device, and what it loses. No experiment is run.
 
 stage: how long forward, backward and update of one stage (--stage) take on the device,
 with residuals kept and with forward computed again, and how large residuals are; for
-each value of tuning.remat (--remat).
+each value of tuning.remat (--remat). With --mesh, beside one device, on several that
+share the stage, for the experiment's own tuning.remat.
 
 data: how fast text becomes tokens, and tokens microbatches.
 

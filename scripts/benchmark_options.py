@@ -3,6 +3,7 @@
 import argparse
 
 from swarm_jax.config import ALLREDUCE_WIRES, REMATS
+from swarm_jax.launcher import mesh_option
 from swarm_jax.launcher.relay_cases import WIRES
 
 MODELS = ("base", "xxlarge", "gpt3", "ours")
@@ -25,6 +26,13 @@ def add_stage(parser: argparse.ArgumentParser) -> None:
         choices=REMATS,
         default=list(REMATS),
         help="values of tuning.remat to compare (default: all)",
+    )
+    mesh_option.add_argument(
+        stage,
+        nargs="+",
+        default=[],
+        help="compare one device with peers that have several: data=N divides a "
+        "microbatch's sequences (--config.swarm.microbatch_size), model=N each block",
     )
 
 

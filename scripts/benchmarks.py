@@ -18,6 +18,7 @@ from swarm_jax.launcher import (
     checkpoint_times,
     flags,
     imports,
+    mesh_option,
     relay_bench,
     relay_cases,
 )
@@ -47,6 +48,10 @@ def check(args, config) -> None:
             f"--stage {args.stage}: this experiment has stages 0 to "
             f"{config.swarm.num_stages - 1}"
         )
+    for shape in args.mesh:
+        mesh_option.check(shape, config)
+    if args.mesh and args.what != "stage":
+        raise ConfigError(f"--mesh is for stage; {args.what} does not look at it")
     if args.seconds <= 0:
         raise ConfigError(f"--seconds {args.seconds:g}: use more than 0")
     if args.what == "wan":
@@ -200,9 +205,13 @@ def data(args, config, folder: Path, console: Console) -> dict[str, Any]:
 def stage(args, config, folder: Path, console: Console) -> dict[str, Any]:
     flags.use_device(args.device)
     with imports.many():
-        from scripts import wiring
+        from scripts import mesh_speed, wiring
         from scripts.stage_speed import stage_figures, stage_tables
     wiring.prepare_jax(config)
+    if args.mesh:
+        about = {"experiment": flags.experiment_arguments(args)}
+        about |= benchmark.machine(args.device)
+        return mesh_speed.mesh_figures(args, config, about, console)
     figures = stage_figures(
         config, args.stage, args.repeats, args.peak_tflops, args.remat
     )

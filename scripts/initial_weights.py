@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from models import functional
@@ -93,7 +92,7 @@ def save(
 def reader(
     config: ExperimentConfig, layers: Iterable[str], root: str | os.PathLike
 ) -> Callable[[], functional.Params]:
-    """Makes ``init() -> params`` of these layers; they are read at each call.
+    """Makes ``init() -> params`` of these layers; they are read at each call, to numpy.
 
     Raises:
         CheckpointError: They are not there. By ``init``, also if they are damaged.
@@ -111,7 +110,7 @@ def reader(
     def init() -> functional.Params:
         _, found, _ = folder.load(0, names)
         trees = {layer: nested(arrays)["params"] for layer, arrays in found.items()}
-        return jax.tree.map(jnp.asarray, functional.from_layers(trees))
+        return functional.from_layers(trees)
 
     return init
 

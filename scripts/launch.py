@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from swarm_jax.errors import ConfigError
-from swarm_jax.launcher import flags, soak_options, workdir
+from swarm_jax.launcher import flags, mesh_option, soak_options, workdir
 from swarm_jax.launcher.processes import ProcessDied
 from swarm_jax.launcher.swarm import LocalSwarm
 
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     soak_options.add_arguments(parser)
     flags.add_device(parser, default="cpu")
+    mesh_option.add_argument(parser)
     flags.add_tensorboard(parser)
     flags.add_cache_dir(parser)
     flags.add_die_with_parent(parser)
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     churn = soak_options.churn_settings(args)
     soak_options.enough_steps(args, flags.experiment(args).steps)
     config = flags.experiment(args)
+    mesh_option.check(args.mesh, config)
     folder = args.workdir or Path("runs") / config.run_id
     swarm = LocalSwarm(
         experiment=flags.experiment_arguments(args),
@@ -63,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cache_dir=args.cache_dir,
         peers_per_stage=args.peers_per_stage,
         device=args.device,
+        mesh=args.mesh,
         tensorboard=args.tensorboard,
         duration_s=args.duration,
         churn=churn,

@@ -18,7 +18,7 @@ def peak_rss() -> dict[str, int]:
 
 
 def peaks() -> dict[str, int]:
-    """That and ``peak_device_bytes``, in use by jax on all its devices.
+    """That and ``peak_device_bytes``, in use by jax on the fullest of its devices.
 
     Left out on a CPU, whose memory is main memory.
     """
@@ -28,5 +28,5 @@ def peaks() -> dict[str, int]:
     stats = [device.memory_stats() for device in jax.local_devices()]
     if None in stats:
         return peak_rss()
-    device_bytes = sum(found["peak_bytes_in_use"] for found in stats)
+    device_bytes = max(found["peak_bytes_in_use"] for found in stats)
     return peak_rss() | {"peak_device_bytes": device_bytes}

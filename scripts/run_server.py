@@ -16,7 +16,7 @@ from pathlib import Path
 
 from scripts import signal_at
 from swarm_jax.errors import ConfigError
-from swarm_jax.launcher import environment, flags, imports, preemption
+from swarm_jax.launcher import environment, flags, imports, mesh_option, preemption
 from swarm_jax.launcher.workdir import CHECKPOINTS
 from swarm_jax.metrics import make_workdir
 
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_network(parser)
     flags.add_process(parser)
     flags.add_worker(parser, name=None)
+    mesh_option.add_argument(parser)
     args = parser.parse_args(argv)
     config = flags.experiment(args)
     if args.stage is not None and not 0 <= args.stage < config.swarm.num_stages:
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--stage {args.stage}: this experiment has stages 0 to "
             f"{config.swarm.num_stages - 1} (--config.swarm.num_stages)"
         )
+    mesh_option.check(args.mesh, config)
     make_workdir(args.workdir)
     flags.use_device(args.device)
     environment.keep_programs(flags.default_cache_dir())
@@ -59,12 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def serve(args, config) -> int:
     """Serves until told to leave; 0 when that lost nothing, else 1."""
     with imports.many():
-        from scripts import process, serving, wiring
+        from scripts import meshes, process, serving, wiring
         from swarm_jax.roles.placing import choose_stage
     process.log_to_stderr()
     wiring.prepare_jax(config)
     folder = args.checkpoint_dir or str(args.workdir / CHECKPOINTS)
-    make = functools.partial(wiring.make_device, config, folder)
+    mesh = meshes.own_mesh(args.mesh)
+    make = functools.partial(wiring.make_device, config, folder, mesh)
     # Its programs are compiled while others are met and the state is fetched.
     device = None if args.stage is None else make(args.stage)
     try:

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from rich.table import Table
 
 from models.functional import resolve_dtype
 from scripts.stages import stage_flops, stage_layers
-from scripts.wiring import boundary_codec, make_functions, make_programs
+from scripts.wiring import boundary_codec, make_init, make_programs
 from swarm_jax.config import ExperimentConfig, override
 from swarm_jax.stage.ahead import Ahead
 from swarm_jax.stage.memory import fitting, tree_bytes
@@ -42,6 +43,9 @@ def stage_figures(
     repeats: int,
     peak_tflops: float | None,
     remats: Sequence[str],
+    *,
+    mesh: Mesh | None = None,
+    heard: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:
     """Measures one stage with its initial parameters, and a random microbatch.
 
@@ -49,9 +53,11 @@ def stage_figures(
     that less power is drawn, and clocks stay higher.
 
     Args:
-        peak_tflops: Of the device; None: what is known of a card of its name, if the
+        peak_tflops: Of a device; None: what is known of a card of its name, if the
             model computes in bfloat16.
         remats: Values of ``tuning.remat``.
+        mesh: Devices that share the stage; None: one.
+        heard: Called with each row when it is known.
 
     Returns:
         ``rows``, one per program or pair of programs: ``case``, ``remat`` (None where
@@ -67,20 +73,25 @@ def stage_figures(
         peak_tflops = PEAK_TFLOPS.get(hardware)
     tokens = config.swarm.microbatch_size * config.model.sequence_length
     flops = stage_flops(config)[stage] * tokens
+    devices = 1 if mesh is None else mesh.size
     rows, memory = [], []
     for remat in dict.fromkeys(remats):
         ours = override(config, {"tuning.remat": remat})
-        taken, times_s = _measure(ours, stage, repeats, shared=not rows)
+        taken, cases = _prepare(ours, stage, mesh)
         memory.append({"remat": remat} | taken)
-        for case, call_s in times_s.items():
+        for case in cases:
+            if memory[1:] and not case.differs:
+                continue
+            call_s = _median_s(case.call, repeats)
             speed = case.passes * flops / call_s / 1e12 if case.passes else None
             known = speed is not None and peak_tflops is not None
-            share = speed / peak_tflops if known else None
+            share = speed / (peak_tflops * devices) if known else None
             rows.append(
                 {"case": case.name, "remat": remat if case.differs else None}
                 | {"hardware": hardware, "ms": 1e3 * call_s}
                 | {"model_tflop_per_s": speed, "utilisation": share}
             )
+            heard(rows[-1])
     return {"stage": stage, "rows": rows, "memory": memory, "peak_tflops": peak_tflops}
 
 
@@ -126,16 +137,13 @@ class _Case(NamedTuple):
     call: Callable[[], Any]
 
 
-def _measure(
-    config: ExperimentConfig, stage: int, repeats: int, shared: bool
-) -> tuple[dict[str, int | None], dict[_Case, float]]:
-    """Memory, and seconds of each case.
-
-    Args:
-        shared: Whether to measure what ``tuning.remat`` does not change, too.
-    """
-    programs, functions = make_programs(config, stage), make_functions(config, stage)
-    ahead = Ahead(programs, lambda: functions.init(config.seed))
+def _prepare(
+    config: ExperimentConfig, stage: int, mesh: Mesh | None
+) -> tuple[dict[str, int | None], Sequence[_Case]]:
+    """What a stage takes of memory, and what is measured of it."""
+    programs = make_programs(config, stage, mesh)
+    init = make_init(config, stage, programs.layout)
+    ahead = Ahead(programs, init)
     ahead.compile()
     if ahead.residuals is not None:
         ahead.compile_recomputing()
@@ -144,14 +152,12 @@ def _measure(
         "workspace_bytes": ahead.workspace_bytes,
         "residuals_fit": fitting(ahead, config.tuning.residual_bytes),
     }
-    params = functions.init(config.seed)
-    cases = _cases(_Stage(programs, params, random_microbatch(config, stage)))
-    return memory, {
-        case: _median_s(case.call, repeats) for case in cases if shared or case.differs
-    }
+    return memory, _cases(
+        StageCalls(programs, init(), random_microbatch(config, stage))
+    )
 
 
-def _cases(stage: "_Stage") -> Sequence[_Case]:
+def _cases(stage: "StageCalls") -> Sequence[_Case]:
     """What is measured, first what is the same for every ``tuning.remat``."""
     both, update = FORWARD + BACKWARD, _Case("update", 0, False, stage.update)
     if stage.is_last:
@@ -205,7 +211,7 @@ def random_microbatch(config: ExperimentConfig, stage: int) -> Microbatch:
     return Microbatch(x, grad_y, tokens(targets_key))
 
 
-class _Stage:
+class StageCalls:
     """Calls of the programs, each with what the one before it left."""
 
     def __init__(self, programs: StagePrograms, params: Any, microbatch: Microbatch):
@@ -214,6 +220,8 @@ class _Stage:
         self._opt_state = programs.init_optimizer(params)
         self._weights = programs.cast(programs.copy(params))
         self._total = programs.zeros()
+        if programs.layout is not None:
+            microbatch = jax.device_put(microbatch, programs.layout.spread(microbatch))
         self._x, self._grad_y, self._targets_BL = microbatch
         self._residuals: Any = None
         self.is_last = not programs.gradient_specs
@@ -255,6 +263,11 @@ class _Stage:
             self._weights, self._x, self._targets_BL, self._total
         )
         return results, self._total
+
+    def gradient_norm(self) -> float:
+        """Of what has been summed so far."""
+        total = self._programs.scale(self._total, 1.0, 1.0)
+        return float(self._programs.squared_norm(total)) ** 0.5
 
     def update(self) -> Any:
         self._params, self._opt_state, *rest = self._programs.update(

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from models import functional
 from scripts import initial_weights
+from scripts.meshes import stage_layout
 from scripts.stages import stage_layers
 from swarm_jax.config import ExperimentConfig, to_dict
 from swarm_jax.errors import ConfigError
@@ -30,6 +32,7 @@ from swarm_jax.stage.export import save_layers
 from swarm_jax.stage.home import optimizer_home
 from swarm_jax.stage.inline import InlineCompute
 from swarm_jax.stage.layered import LayeredState
+from swarm_jax.stage.layout import Layout
 from swarm_jax.stage.memory import plan_residuals
 from swarm_jax.stage.optimizer import make_optimizer
 from swarm_jax.stage.programs import StagePrograms, make_stage_programs
@@ -38,8 +41,8 @@ from swarm_jax.stage.saved_stage import SavedStage
 from swarm_jax.stage.threaded import ThreadedCompute
 from swarm_jax.stage.whole_model import make_train_step
 
-_programs: dict[str, StagePrograms] = {}
-_inits: dict[str, Callable[[], Any]] = {}
+_programs: dict[tuple[str, Mesh | None], StagePrograms] = {}
+_inits: dict[tuple[str, Mesh | None], Callable[[], Any]] = {}
 
 
 def prepare_jax(config: ExperimentConfig) -> None:
@@ -49,26 +52,34 @@ def prepare_jax(config: ExperimentConfig) -> None:
         jax.config.update("jax_enable_x64", True)
 
 
-def make_functions(config: ExperimentConfig, stage: int) -> functional.StageFunctions:
+def make_functions(
+    config: ExperimentConfig, stage: int, mesh: Mesh | None = None
+) -> functional.StageFunctions:
     """One stage of the model as pure functions."""
     layers, remat = stage_layers(config)[stage], config.tuning.remat
-    return functional.make_stage(config.model, *layers, remat)
+    return functional.make_stage(config.model, *layers, remat, mesh)
 
 
-def make_programs(config: ExperimentConfig, stage: int) -> StagePrograms:
+def make_programs(
+    config: ExperimentConfig, stage: int, mesh: Mesh | None = None
+) -> StagePrograms:
     """The jitted programs of a stage; all peers in a process share them.
 
     So do body stages of one size with boundary layers at the same places: no program
     knows where its layers are.
+
+    Args:
+        mesh: This process's devices if it computes on several.
     """
     model, swarm = config.model, config.swarm
-    functions = make_functions(config, stage)
+    functions = make_functions(config, stage, mesh)
     first_layer, num_layers = stage_layers(config)[stage]
     boundaries = functional.boundaries_of(model, first_layer, num_layers)
     place = functions.is_first, functions.is_last, num_layers, boundaries
     arrays = *swarm.wires, swarm.microbatch_size
     training = to_dict(config.optimizer), config.steps, config.tuning.remat
-    key = json.dumps((to_dict(model), training, place, arrays), sort_keys=True)
+    parts = to_dict(model), training, place, arrays
+    key = json.dumps(parts, sort_keys=True), mesh
     if key not in _programs:
         _programs[key] = make_stage_programs(
             functions,
@@ -78,6 +89,7 @@ def make_programs(config: ExperimentConfig, stage: int) -> StagePrograms:
             output_codec=boundary_codec(config, stage + 1),
             tokens_shape=(swarm.microbatch_size, model.sequence_length),
             clip_norm=config.optimizer.clip_norm,
+            layout=stage_layout(model, jax.eval_shape(lambda: functions.init(0)), mesh),
         )
     return _programs[key]
 
@@ -130,19 +142,23 @@ def make_compute(
     inline: bool,
     duration_s: Callable[[str], float] = lambda name: 0.0,
     folder: str | None = None,
+    mesh: Mesh | None = None,
 ) -> StageCompute:
     """A stage with its initial parameters; they, and its programs, when it is ready.
 
     Args:
         duration_s: For ``inline`` only.
         folder: For an experiment that starts with imported parameters: where they are.
+        mesh: This process's devices if it computes on several.
 
     Raises:
         ConfigError: It starts with some, and there is no folder.
         CheckpointError: They are not there; unless ``inline``, ``ready`` raises it.
     """
-    programs, seeded = make_programs(config, stage), _make_init(config, stage)
-    init = _initial(config, seeded, stage_layers(config)[stage].first_layer, folder)
+    programs = make_programs(config, stage, mesh)
+    seeded = make_init(config, stage, programs.layout)
+    first_layer = stage_layers(config)[stage].first_layer
+    init = _initial(config, seeded, first_layer, folder, programs.layout)
     if inline:
         return InlineCompute(
             programs, init, duration_s, delayed_updates=config.swarm.delayed_updates
@@ -187,6 +203,7 @@ def _initial(
     seeded: Callable[[], Any],
     first_layer: int,
     folder: str | None,
+    layout: Layout | None = None,
 ) -> Callable[[], Any]:
     """What makes the parameters of step 0: the seed, or a file."""
     if config.initial_weights is None:
@@ -197,16 +214,26 @@ def _initial(
             f"{config.initial_weights!r}): name their folder with --checkpoint_dir"
         )
     names = jax.eval_shape(lambda: functional.to_layers(seeded(), first_layer))
-    return initial_weights.reader(config, names, folder)
+    read = initial_weights.reader(config, names, folder)
+    place = (
+        functools.partial(jax.tree.map, jnp.asarray) if layout is None else layout.copy
+    )
+    return lambda: place(read())
 
 
-def _make_init(config: ExperimentConfig, stage: int) -> Callable[[], Any]:
-    """Makes the initial parameters; to compile it takes longer than to train a step."""
+def make_init(
+    config: ExperimentConfig, stage: int, layout: Layout | None
+) -> Callable[[], Any]:
+    """Makes the initial parameters; to compile it takes longer than to train a step.
+
+    On several devices each makes its part: the whole need not fit one of them.
+    """
     functions = make_functions(config, stage)
     parts = to_dict(config.model), config.seed, stage_layers(config)[stage]
-    key = json.dumps(parts, sort_keys=True)
+    key = json.dumps(parts, sort_keys=True), layout and layout.mesh
     if key not in _inits:
-        _inits[key] = jax.jit(lambda: functions.init(config.seed))
+        pinned = {} if layout is None else {"out_shardings": layout.state}
+        _inits[key] = jax.jit(lambda: functions.init(config.seed), **pinned)
     return _inits[key]
 
 
@@ -217,9 +244,11 @@ class Device(NamedTuple):
     checkpoints: SavedStage
 
 
-def make_device(config: ExperimentConfig, folder: str, stage: int) -> Device:
-    """A stage on this process's accelerator, saved to ``folder``."""
-    compute = make_compute(config, stage, inline=False, folder=folder)
+def make_device(
+    config: ExperimentConfig, folder: str, mesh: Mesh | None, stage: int
+) -> Device:
+    """A stage on this process's accelerator, or several, saved to ``folder``."""
+    compute = make_compute(config, stage, inline=False, folder=folder, mesh=mesh)
     return Device(compute, make_checkpoints(config, stage, compute, folder))
 
 

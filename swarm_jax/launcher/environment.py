@@ -46,29 +46,33 @@ def _compilation_cache(cache_dir: Path) -> dict[str, str]:
     }
 
 
-def peer_environments(device: str, peers: int, cache_dir: Path) -> list[dict[str, str]]:
+def peer_environments(
+    device: str, peers: int, cache_dir: Path, devices_per_peer: int = 1
+) -> list[dict[str, str]]:
     """Environment of each of ``peers`` stage servers on this machine.
 
-    On CPU the cores are divided. On GPU, peer i gets card i modulo the cards, and
-    those who share a card divide its memory: JAX would take three quarters of it for
-    the first one.
+    On CPU the cores are divided, and several devices are virtual. On GPU, peers take
+    the cards in turn, ``devices_per_peer`` each; those who share cards divide their
+    memory: JAX would take three quarters of it for the first one.
 
     Raises:
-        ConfigError: ``device`` is a GPU and there is none.
+        ConfigError: ``device`` is a GPU and there are not as many as a peer needs.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // peers)
     base = process_environment(cache_dir) | {
         "JAX_PLATFORMS": jax_platforms(device),
         "PJRT_NPROC": str(threads),
     }
+    if PLATFORMS[device] == "cpu" and devices_per_peer > 1:
+        base["JAX_NUM_CPU_DEVICES"] = str(devices_per_peer)
     if PLATFORMS[device] != "cuda":
         return [base for _ in range(peers)]
-    cards = gpu_cards(os.environ)
+    hands = _hands(gpu_cards(os.environ), devices_per_peer)
     environments = []
     for peer in range(peers):
-        card = peer % len(cards)
-        sharers = len(range(card, peers, len(cards)))
-        environment = base | {"CUDA_VISIBLE_DEVICES": cards[card]}
+        hand = peer % len(hands)
+        sharers = len(range(hand, peers, len(hands)))
+        environment = base | {"CUDA_VISIBLE_DEVICES": hands[hand]}
         if sharers > 1:
             share = f"{CARD_SHARE / sharers:.3f}"
             environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = share
@@ -89,6 +93,17 @@ def gpu_cards(environment: Mapping[str, str]) -> list[str]:
     if not cards:
         raise ConfigError("No NVIDIA GPU found on this machine: use --device cpu")
     return cards
+
+
+def _hands(cards: list[str], size: int) -> list[str]:
+    """The cards, ``size`` at a time; what is left over is nobody's."""
+    if len(cards) < size:
+        raise ConfigError(
+            f"A peer is to have {size} NVIDIA GPUs, and this machine has {len(cards)} "
+            "of them to use: give --mesh a smaller mesh"
+        )
+    starts = range(0, len(cards) - size + 1, size)
+    return [",".join(cards[start : start + size]) for start in starts]
 
 
 def _count_cards() -> int:

@@ -15,6 +15,7 @@ from swarm_jax.launcher.control import control_losses
 from swarm_jax.launcher.environment import peer_environments, process_environment
 from swarm_jax.launcher.figures import loss_difference
 from swarm_jax.launcher.flags import EXIT_BAD_INPUT
+from swarm_jax.launcher.mesh_option import ONE_DEVICE, MeshShape
 from swarm_jax.launcher.processes import (
     Child,
     ProcessDied,
@@ -48,6 +49,7 @@ class LocalSwarm:
         cache_dir: Corpora and compiled programs, kept between runs.
         peers_per_stage: Stage servers of each stage.
         device: Key of ``flags.PLATFORMS``.
+        mesh: Devices of each stage server.
         tensorboard: Write the steps' figures for TensorBoard too.
         duration_s: End after so long, whatever ``steps`` says; None: after the steps.
         churn: Kill and stop peers meanwhile; needs ``duration_s``.
@@ -60,6 +62,7 @@ class LocalSwarm:
     cache_dir: Path
     peers_per_stage: int = 2
     device: str = "cpu"
+    mesh: MeshShape = ONE_DEVICE
     tensorboard: bool = False
     duration_s: float | None = None
     churn: ChurnSettings | None = None
@@ -170,12 +173,15 @@ class LocalSwarm:
     ) -> Child:
         """Starts a server; one with a number beyond the first takes another's place."""
         peers = self.num_stages * self.peers_per_stage
-        environments = peer_environments(self.device, peers, self.cache_dir)
+        environments = peer_environments(
+            self.device, peers, self.cache_dir, self.mesh.devices
+        )
         place = stage * self.peers_per_stage + replica % self.peers_per_stage
         name = f"stage{stage}-{replica}"
         arguments = [
             *self._worker_arguments(name, initial_peers),
             *("--stage", str(stage), "--device", self.device),
+            *(() if self.mesh == ONE_DEVICE else ("--mesh", str(self.mesh))),
         ]
         command = module_command("scripts.run_server", arguments)
         return processes.start(name, command, environments[place])

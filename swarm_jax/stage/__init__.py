@@ -5,7 +5,9 @@ codec_int8.py       blockwise linear 8-bit codes
 codec_dynamic8.py   the dynamic 8-bit map
 codec_blocks.py     what these two share
 optimizer.py        AdamW from plain values, clipping by a norm taken over all stages
+passes.py           forward and backward of one stage
 programs.py         the jitted programs of one stage
+layout.py           where its arrays are on several devices
 ahead.py            compiles them before anybody waits for them
 residuals.py        which microbatches' residuals stay on the device
 memory.py           how many of them fit

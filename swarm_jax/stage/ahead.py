@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from swarm_jax.stage.codec import Specs
+from swarm_jax.stage.codec import Specs, shapes_of
 from swarm_jax.stage.home import Home
+from swarm_jax.stage.layout import in_order, placed
 from swarm_jax.stage.programs import StagePrograms
 
 
@@ -32,9 +32,11 @@ class Ahead:
     Attributes:
         params, opt_state, weights, total, residuals: Shapes of what the stage holds;
             ``total`` is the gradient sum, ``residuals`` are one microbatch's and None
-            on the last stage.
+            on the last stage. Where there are several devices the compiler says how it
+            divides residuals: before ``compile`` they are taken as whole.
+        is_cast: Whether weights are arrays of their own, beside the parameters.
         workspace_bytes: What the most demanding of the programs compiled so far takes
-            beside its arguments, on the device: temporaries and results.
+            beside its arguments, on a device: temporaries and results.
     """
 
     def __init__(
@@ -55,8 +57,14 @@ class Ahead:
         self.opt_state = jax.eval_shape(programs.init_optimizer, self.params)
         self.total = jax.eval_shape(programs.zeros)
         self.workspace_bytes = 0
-        self._x = _shapes(programs.input_specs)
-        self._grad_y = _shapes(programs.gradient_specs)
+        self._x = self._microbatch(programs.input_specs)
+        self._grad_y = self._microbatch(programs.gradient_specs)
+        self.is_cast = programs.layout is not None or self.weights != self.params
+        if (layout := programs.layout) is not None:
+            self.params = placed(self.params, layout.state)
+            self.weights = placed(self.weights, layout.weights)
+            self.opt_state = placed(self.opt_state, layout.like(self.opt_state))
+            self.total = placed(self.total, layout.state)
         self.residuals = None
         if programs.gradient_specs:
             passed = jax.eval_shape(programs.forward_keeping, self.weights, self._x)
@@ -66,13 +74,15 @@ class Ahead:
         """All but what recomputes residuals."""
         programs, weights, x, total = self._programs, self.weights, self._x, self.total
         if programs.gradient_specs:
-            self._pass(programs.forward_keeping, weights, x)
+            keeping = self._pass(programs.forward_keeping, weights, x)
+            if programs.layout is not None:
+                self.residuals = placed(self.residuals, keeping.output_shardings[1])
             self._pass(programs.forward, weights, x)
             backward = weights, self.residuals, self._grad_y
             self._pass(programs.backward, *backward)
             self._pass(programs.backward_adding, *backward, total)
         else:
-            (targets_BL,) = _shapes((programs.targets_spec,))
+            (targets_BL,) = self._microbatch((programs.targets_spec,))
             self._pass(programs.loss, weights, x, targets_BL)
             self._pass(programs.loss_backward, weights, x, targets_BL)
             self._pass(programs.loss_backward_adding, weights, x, targets_BL, total)
@@ -88,7 +98,7 @@ class Ahead:
             self._compiled(programs.update_program, params, opt_state, reduced, 1.0),
         ]
         if self.home.host is None:
-            self.workspace_bytes = max(self.workspace_bytes, *at_home)
+            self._make_room(*at_home)
 
     def compile_recomputing(self) -> None:
         """For a stage that cannot keep all residuals."""
@@ -96,22 +106,33 @@ class Ahead:
         self._pass(self._programs.recompute_backward, *backward)
         self._pass(self._programs.recompute_backward_adding, *backward, self.total)
 
-    def _pass(self, program: Any, *arguments: Any) -> None:
-        self._ahead(program, *arguments)
+    def _pass(self, program: Any, *arguments: Any) -> jax.stages.Compiled:
+        compiled = self._ahead(program, *arguments)
         if self._run_passes:
-            jax.block_until_ready(program(*jax.tree.map(jnp.zeros_like, arguments)))
+            with in_order(self._programs.layout):
+                zeros = jax.tree.map(jnp.zeros_like, arguments)
+                jax.block_until_ready(program(*zeros))
+        return compiled
 
-    def _ahead(self, program: Any, *arguments: Any) -> None:
-        taken = self._compiled(program, *arguments)
-        self.workspace_bytes = max(self.workspace_bytes, taken)
+    def _ahead(self, program: Any, *arguments: Any) -> jax.stages.Compiled:
+        compiled = self._compiled(program, *arguments)
+        self._make_room(compiled)
+        return compiled
 
-    def _compiled(self, program: Any, *arguments: Any) -> int:
-        """Returns what it takes beside its arguments, in bytes."""
+    def _compiled(self, program: Any, *arguments: Any) -> jax.stages.Compiled:
         self._check()
-        memory = program.lower(*arguments).compile().memory_analysis()
-        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        return memory.temp_size_in_bytes + results
+        return program.lower(*arguments).compile()
+
+    def _make_room(self, *programs: jax.stages.Compiled) -> None:
+        self.workspace_bytes = max(self.workspace_bytes, *map(_taken_bytes, programs))
+
+    def _microbatch(self, specs: Specs) -> tuple[jax.ShapeDtypeStruct, ...]:
+        shapes, layout = shapes_of(specs), self._programs.layout
+        return shapes if layout is None else placed(shapes, layout.spread(shapes))
 
 
-def _shapes(specs: Specs) -> tuple[jax.ShapeDtypeStruct, ...]:
-    return tuple(jax.ShapeDtypeStruct(shape, np.dtype(name)) for name, shape in specs)
+def _taken_bytes(program: jax.stages.Compiled) -> int:
+    """What it takes beside its arguments."""
+    memory = program.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.temp_size_in_bytes + results

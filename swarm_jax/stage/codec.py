@@ -94,6 +94,11 @@ def make_boundary_codec(
     return BoundaryCodec(*(make_codec(wire, shape_BLD, dtype) for wire in wires))
 
 
+def shapes_of(specs: Specs) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """For programs that are compiled before there are arrays."""
+    return tuple(jax.ShapeDtypeStruct(shape, jnp.dtype(name)) for name, shape in specs)
+
+
 def straight_through(codec: BoundaryCodec) -> Callable[[jax.Array], jax.Array]:
     """What a boundary does to what crosses it, inside one program.
 

@@ -1,4 +1,4 @@
-"""One stage on one device: its programs, its state and its queue.
+"""One stage on a peer's device, or several: its programs, its state and its queue.
 
 ``StageCompute`` is the ``Compute`` that stage servers need (``roles.compute``). Where
 the work is done is the runner's matter: ``inline.py`` or ``threaded.py``.
@@ -276,7 +276,7 @@ class StageCompute:
 
     async def add_to_sum(self, gradients: Arrays) -> bool:
         def launch():
-            added = _copied(Home(), self._structure, gradients)
+            added = self._copied(Home(), self._structure, gradients)
             finite, self._gradient_sum = self._programs.add(self._gradient_sum, added)
             return finite
 
@@ -284,7 +284,7 @@ class StageCompute:
 
     async def load_reduced(self, gradients: Arrays) -> float:
         def launch():
-            self._reduced = _copied(self._home, self._structure, gradients)
+            self._reduced = self._copied(self._home, self._structure, gradients)
             return self._programs.squared_norm(self._reduced)
 
         return await self._run("load_reduced", launch, float)
@@ -356,8 +356,8 @@ class StageCompute:
             )
 
         def launch():
-            leaves = [self._home.copy(array) for array in state]
-            self._launch_replace(*jax.tree.unflatten(self._state_structure, leaves))
+            tree = jax.tree.unflatten(self._state_structure, state)
+            self._launch_replace(*self._copied_tree(self._home, tree))
 
         await self._run("load_state", launch)
 
@@ -414,6 +414,15 @@ class StageCompute:
     def _all_weights(self) -> list[Any]:
         """Those of now, and those that are kept of before."""
         return [self._weights, *self._previous_weights]
+
+    def _copied(self, home: Home, structure: Any, arrays: Arrays) -> Any:
+        return self._copied_tree(home, jax.tree.unflatten(structure, arrays))
+
+    def _copied_tree(self, home: Home, tree: Any) -> Any:
+        """In buffers of its own: the caller's memory is not ours to donate."""
+        if self._programs.layout is None:
+            return jax.tree.map(home.copy, tree)
+        return self._programs.layout.copy(tree)
 
     def _keep_tied(self, gradients: Any) -> None:
         if self.tied_leaf is not None:
@@ -481,11 +490,6 @@ class StageCompute:
 
 def _to_host(tree: Any) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-
-
-def _copied(home: Home, structure: Any, arrays: Arrays) -> Any:
-    """A tree in buffers of its own: the caller's memory is not ours to donate."""
-    return jax.tree.unflatten(structure, [home.copy(array) for array in arrays])
 
 
 def _digest(tree: Any) -> str:

@@ -19,7 +19,7 @@ from jax.sharding import SingleDeviceSharding
 @dataclass(frozen=True, slots=True)
 class Home:
     """Attributes:
-    host: The host as a device of jax; None: all is on the default device.
+    host: The host as a device of jax; None: all is on what serves.
     """
 
     host: jax.Device | None = None

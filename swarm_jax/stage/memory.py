@@ -1,5 +1,9 @@
-"""What fits a device: its memory, and what a stage takes of it."""
+"""What fits a device: its memory, and what a stage takes of it.
 
+On a peer with several devices all figures are of one: of the fullest.
+"""
+
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -89,21 +93,26 @@ def standing_bytes(ahead: Ahead, delayed_updates: bool = False) -> int:
     if ahead.home.host is not None:
         return 2 * weights + total + more
     state = tree_bytes((ahead.params, ahead.opt_state))
-    is_cast = ahead.weights != ahead.params
-    return 2 * state + weights * (1 + is_cast) + 2 * total + more
+    return 2 * state + weights * (1 + ahead.is_cast) + 2 * total + more
 
 
 def device_bytes() -> int:
-    """Memory that this process may use on its device."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats is not None:
-        return int(USABLE_SHARE * stats["bytes_limit"])
+    """Memory that this process may use on its device, or on the smallest of them."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if None not in stats:
+        return int(USABLE_SHARE * min(found["bytes_limit"] for found in stats))
     return int(HOST_SHARE * _main_memory_bytes())
 
 
 def tree_bytes(tree: Any) -> int:
-    """Of all leaves, arrays or their shapes."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """Of all leaves, arrays or their shapes, on each device that has a part of them."""
+    return sum(map(_leaf_bytes, jax.tree.leaves(tree)))
+
+
+def _leaf_bytes(leaf: Any) -> int:
+    sharding = leaf.sharding
+    shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+    return math.prod(shape) * leaf.dtype.itemsize
 
 
 def _main_memory_bytes() -> int:

@@ -16,13 +16,14 @@ import jax
 from swarm_jax.errors import Abandoned
 from swarm_jax.stage.compute import StageCompute
 from swarm_jax.stage.home import Home
+from swarm_jax.stage.layout import Layout, in_order
 from swarm_jax.stage.programs import StagePrograms
 from swarm_jax.stage.queue import Finished, Operation
 from swarm_jax.stage.residuals import ResidualBudget
 
 
 class ThreadedCompute(StageCompute):
-    """One stage on this process's default device.
+    """One stage on this process's default device, or on those of a layout.
 
     The device holds two operations at once; three where it is not the host, since
     results then take a while to come back: a tenth faster with operations of 1 ms
@@ -48,7 +49,8 @@ class ThreadedCompute(StageCompute):
     ):
         on_host = jax.default_backend() == "cpu"
         depth = 2 if on_host else 3
-        self._threads = _Threads(depth)
+        uploads = not on_host or programs.layout is not None
+        self._threads = _Threads(depth, programs.layout)
         super().__init__(
             programs,
             init,
@@ -61,8 +63,13 @@ class ThreadedCompute(StageCompute):
             residuals=residuals,
             home=home,
             delayed_updates=delayed_updates,
-            **({} if on_host else {"upload": self._threads.upload}),
+            **({"upload": self._threads.upload} if uploads else {}),
         )
+
+    def _begin(self, prepare: Callable[[], None]) -> None:
+        prepare()
+        with in_order(self._programs.layout):
+            self._launch_reset()
 
     def close(self) -> None:
         super().close()
@@ -70,9 +77,15 @@ class ThreadedCompute(StageCompute):
 
 
 class _Threads:
-    """Runner with threads that launch, fetch, upload, and bring over whole states."""
+    """Runner with threads that launch, fetch, upload, and bring over whole states.
 
-    def __init__(self, depth: int):
+    Args:
+        depth: Operations that are waited for at once.
+        layout: Where arrays are uploaded to; None: to the default device.
+    """
+
+    def __init__(self, depth: int, layout: Layout | None):
+        self._layout = layout
         self._launcher = ThreadPoolExecutor(1, "device")
         self._fetchers = ThreadPoolExecutor(depth, "fetch")
         self._uploaders = ThreadPoolExecutor(2, "upload")
@@ -94,8 +107,9 @@ class _Threads:
 
         def launch():
             nonlocal started_s
-            started_s = time.perf_counter()
-            return operation.launch()
+            with in_order(self._layout):
+                started_s = time.perf_counter()
+                return operation.launch()
 
         def fetch(launched: Future):
             nonlocal ready_s
@@ -115,9 +129,11 @@ class _Threads:
         self._launcher.submit(launch).add_done_callback(fetch_later)
 
     def upload(self, arrays: Any) -> Callable[[], Any]:
+        places = () if self._layout is None else (self._layout.spread(arrays),)
+
         def put():
             self._begun.result()
-            return jax.device_put(arrays)
+            return jax.device_put(arrays, *places)
 
         return self._uploaders.submit(put).result
 

@@ -65,6 +65,28 @@ def test_a_card_of_its_own_is_not_limited(monkeypatch, tmp_path):
         assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in environment
 
 
+def test_peers_with_several_cards_take_them_in_turn(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
+    environments = peer_environments("cuda13", 3, tmp_path, devices_per_peer=2)
+    cards = [e["CUDA_VISIBLE_DEVICES"] for e in environments]
+    assert cards == ["0,1", "2,3", "0,1"]
+    shares = [e.get("XLA_PYTHON_CLIENT_MEM_FRACTION") for e in environments]
+    assert shares == ["0.450", None, "0.450"]
+
+
+def test_more_cards_than_there_are_cannot_be_had(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ConfigError, match="is to have 4 .* has 2"):
+        peer_environments("cuda13", 1, tmp_path, devices_per_peer=4)
+
+
+def test_a_cpu_pretends_to_be_several_devices(tmp_path):
+    (environment,) = peer_environments("cpu", 1, tmp_path, devices_per_peer=4)
+    assert environment["JAX_NUM_CPU_DEVICES"] == "4"
+    (environment,) = peer_environments("cpu", 1, tmp_path)
+    assert "JAX_NUM_CPU_DEVICES" not in environment
+
+
 def test_cards_are_counted_with_nvidia_smi(monkeypatch, tmp_path):
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'GPU 0: H200'\necho '  MIG 1g'\necho 'GPU 1: H'\n")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from scripts import benchmark, benchmarks
+from scripts import benchmark, benchmarks, mesh_speed
 from scripts.codec_speed import codec_figures
 from scripts.stage_speed import random_microbatch
 from scripts.store_speed import store_speed
@@ -15,6 +15,7 @@ from swarm_jax.data import speed
 from swarm_jax.errors import ConfigError
 from swarm_jax.launcher.processes import ProcessDied
 from swarm_jax.launcher.relay_cases import Case
+from swarm_jax.metrics import write_json
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,9 @@ from swarm_jax.launcher.relay_cases import Case
         (["codecs", "--config.steps=9"], "codecs runs no experiment"),
         (["stage", "--stage", "2"], "--stage 2: this experiment has stages 0 to 1"),
         (["stage", "--peak_tflops", "0"], "--peak_tflops 0.0: use a positive number"),
+        (["stage", "--mesh", "model=9"], "takes 9 devices, and there are 4"),
+        (["stage", "--mesh", "data=3"], "do not divide among 3 devices"),
+        (["data", "--mesh", "model=2"], "--mesh is for stage"),
         (["codecs", "--shape", "1", "0", "8"], "--shape 1 0 8: use 1 or more"),
     ],
 )
@@ -107,6 +111,43 @@ DIFFERENT = [
     },
     {"forward, loss and backward": 3},
 ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "mesh", "full"),
+    [(0, "model=2", "data=1,model=2"), (1, "data=2", "data=2,model=1")],
+)
+def test_meshes_are_compared_with_one_device_row_by_row(
+    stage, mesh, full, tmp_path, capsys, monkeypatch
+):
+    path, written = tmp_path / "report.json", []
+
+    def hear(path, report):
+        write_json(path, report)
+        written.append(len(json.loads(path.read_text())["rows"]))
+
+    monkeypatch.setattr(mesh_speed, "write_json", hear)
+    more = ["--stage", str(stage), "--json", str(path), *SMALL]
+    more += ["--config.model.compute_dtype=float32", "--repeats", "1"]
+    assert benchmark.main(["stage", "--mesh", mesh, *more]) == 0
+    report = json.loads(path.read_text())
+    meshes = ["data=1,model=1", full]
+    cases = list(SAME[stage] | DIFFERENT[stage])
+    rows = report["rows"]
+    assert [(r["mesh"], r["case"]) for r in rows] == [
+        (mesh, case) for mesh in meshes for case in cases
+    ]
+    for row in rows:
+        one = rows[cases.index(row["case"])]
+        assert row["speedup"] == one["ms"] / row["ms"]
+    assert sorted(set(written)) == list(range(1, len(rows) + 1))
+    assert [check["mesh"] for check in report["checks"]] == meshes
+    for check in report["checks"]:
+        assert check["gradient_norm"] > 0 and check["gradient_norm_difference"] < 1e-5
+        assert (check["loss_sum"] is None) == (stage == 0)
+        assert stage == 0 or check["loss_sum_difference"] < 1e-5
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{full} update:" in shown and "x one device" in shown
 
 
 @pytest.mark.parametrize("stage", [0, 1])

@@ -36,10 +36,13 @@ def test_a_cpu_has_no_memory_of_its_own():
     assert memory.peaks().keys() == {"peak_rss_bytes"}
 
 
-def test_devices_are_added_up(monkeypatch):
-    device = SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": 7})
-    monkeypatch.setattr(jax, "local_devices", lambda: [device, device])
-    assert memory.peaks()["peak_device_bytes"] == 14
+def test_the_fullest_device_counts(monkeypatch):
+    devices = [
+        SimpleNamespace(memory_stats=lambda peak=peak: {"peak_bytes_in_use": peak})
+        for peak in (7, 9, 8)
+    ]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert memory.peaks()["peak_device_bytes"] == 9
 
 
 def test_a_system_that_tells_nothing_is_named(monkeypatch, tmp_path):

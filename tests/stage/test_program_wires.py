@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_jax.stage.programs import LARGEST_GRADIENT
+from swarm_jax.stage.passes import LARGEST_GRADIENT
 
 MIXES = [("int8", "dynamic8"), ("dynamic8", "int8"), ("bfloat16", "int8")]
 EIGHT_BIT = [("int8", "int8"), ("dynamic8", "dynamic8")]

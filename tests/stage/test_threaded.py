@@ -78,7 +78,7 @@ def test_nothing_is_uploaded_while_passes_are_run_for_the_first_time(monkeypatch
         "device_put",
         lambda arrays: events.append("upload") or put(arrays),
     )
-    threads = threaded._Threads(2)
+    threads = threaded._Threads(2, None)
 
     def work():
         assert go.wait(30.0)
