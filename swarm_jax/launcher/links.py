@@ -8,15 +8,20 @@ It runs in a thread of its own; its methods return when they have taken effect.
 import asyncio
 import contextlib
 import math
+import secrets
 import socket
 import struct
 import threading
 from collections import Counter, defaultdict
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from swarm_jax.launcher.lanes import Lane
 
 LOOPBACK = "127.0.0.1"
+PORTS = range(20_000, 32_768)
+"""Systems take those above for whoever asks for any port, and so a peer's own before
+it listens there."""
 CHUNK_BYTES = 16 * 1024
 MAX_ON_THE_WAY = 2048
 """Chunks of one direction of a connection: 32 MiB, as much as 500 Mb/s hold in 0.5 s.
@@ -104,9 +109,7 @@ class Proxy:
 
     def options(self, name: str) -> list[str]:
         """Of a peer's process, so that all that it says and hears comes this way."""
-        with socket.socket() as probe:
-            probe.bind((LOOPBACK, 0))
-            port = probe.getsockname()[1]
+        port = _free_port(self._names)
         host, announced = (
             f"/ip4/{LOOPBACK}/tcp/{number}"
             for number in (port, self._do(self._listen(name, port)))
@@ -250,3 +253,12 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await asyncio.sleep(0)  # in which closed transports let go of their sockets
+
+
+def _free_port(taken: Container[int]) -> int:
+    while True:
+        port = secrets.choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            if port not in taken:
+                return port

@@ -39,6 +39,15 @@ def line(proxy):
             yield client, server
 
 
+def test_nobody_who_asks_for_any_port_gets_that_of_a_peer(proxy):
+    """Of two test processes, one took the other's before its daemon listened there."""
+    ports = [port_in(proxy.options(str(peer))[1]) for peer in range(20)]
+    assert len(set(ports)) == len(ports)
+    with socket.socket() as other:
+        other.bind((LOOPBACK, 0))
+        assert max(ports) < 32_768 <= other.getsockname()[1]
+
+
 def test_it_carries_both_ways_and_counts(proxy, line):
     client, server = line
     client.sendall(b"there")
