@@ -150,7 +150,9 @@ def _prepare(
     memory = {
         "residual_bytes": tree_bytes(ahead.residuals),
         "workspace_bytes": ahead.workspace_bytes,
-        "residuals_fit": fitting(ahead, config.tuning.residual_bytes),
+        "residuals_fit": fitting(
+            ahead, config.tuning.residual_bytes, config.tuning.max_queue
+        ),
     }
     return memory, _cases(
         StageCalls(programs, init(), random_microbatch(config, stage))

@@ -452,19 +452,22 @@ def most_suspect(
         left_out: Those left out already.
 
     Returns:
-        The most named peer of a stage that keeps another one, or None.
+        The most named peer of a stage that keeps another one, or None. Where all of a
+        group lack peers of other groups alone, these are at fault and it is not.
     """
+    groups = {stage: set(group) - left_out for stage, group in groups.items()}
+    members = set().union(*groups.values())
+    failures = [(peer, set(lacked)) for peer, lacked in failures]
+    let_down = {peer for peer, lacked in failures if lacked and not lacked & members}
     named: Counter[str] = Counter()
     for peer, lacked in failures:
-        lacked = list(lacked)
         named.update(lacked or [peer] * 3)
         named.update([peer] if lacked else [])
     spare = {
         peer
         for group in groups.values()
-        if len(set(group) - left_out) > 1
+        if len(group) > 1 and not group <= let_down
         for peer in group
-        if peer not in left_out
     }
     candidates = sorted(set(named) & spare, key=lambda peer: (-named[peer], peer))
     return candidates[0] if candidates else None

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from swarm_jax.core.reports import DRAINING, ONLINE
 from swarm_jax.core.stage_state import StageState
 from swarm_jax.errors import Abandoned, AllReduceVoid, PeerError
 from swarm_jax.net.protocols import AllReduce, Message, PeerCalls, spec_of
@@ -96,6 +97,8 @@ class Reducing:
 
     async def _give(self, request: FetchTied) -> Message:
         state = self._state
+        if state.state not in (ONLINE, DRAINING):
+            return refusal(Status.NOT_ONLINE)
         position = state.generation, state.step
         if position != (request.generation, request.step + 1) or not state.can_replay:
             return refusal(Status.UNKNOWN_STATE)

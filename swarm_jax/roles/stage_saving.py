@@ -50,9 +50,10 @@ class StageSaving:
         """Only the copy on the device has to wait for its turn, not the writing."""
         if self._state.follows_newer(request.round):
             return refusal(Status.OLD_ROUND, promise=list(self._state.promise))
+        if self._state.state not in (ONLINE, DRAINING):
+            return refusal(Status.NOT_ONLINE)
         position, arrays = await self._changes.read(self._read())
-        asked = request.generation, request.step
-        if self._state.state not in (ONLINE, DRAINING) or position[:2] != asked:
+        if position[:2] != (request.generation, request.step):
             return refusal(Status.WRONG_STEP, step=position.step)
         try:
             digest = await self._checkpoints.save(_plain(position), arrays)

@@ -30,10 +30,11 @@ class Ahead:
         check: Called before each program; may raise, to end this early.
 
     Attributes:
-        params, opt_state, weights, total, residuals: Shapes of what the stage holds;
-            ``total`` is the gradient sum, ``residuals`` are one microbatch's and None
-            on the last stage. Where there are several devices the compiler says how it
-            divides residuals: before ``compile`` they are taken as whole.
+        x, grad_y: Shapes of what comes for one microbatch, encoded.
+        params, opt_state, weights, total, residuals: Of what the stage holds; ``total``
+            is the gradient sum, ``residuals`` are one microbatch's and None on the last
+            stage. Where there are several devices the compiler says how it divides
+            residuals: before ``compile`` they are taken as whole.
         is_cast: Whether weights are arrays of their own, beside the parameters.
         workspace_bytes: What the most demanding of the programs compiled so far takes
             beside its arguments, on a device: temporaries and results.
@@ -57,28 +58,29 @@ class Ahead:
         self.opt_state = jax.eval_shape(programs.init_optimizer, self.params)
         self.total = jax.eval_shape(programs.zeros)
         self.workspace_bytes = 0
-        self._x = self._microbatch(programs.input_specs)
-        self._grad_y = self._microbatch(programs.gradient_specs)
+        self.x = self._microbatch(programs.input_specs)
+        self.grad_y = self._microbatch(programs.gradient_specs)
         self.is_cast = programs.layout is not None or self.weights != self.params
         if (layout := programs.layout) is not None:
             self.params = placed(self.params, layout.state)
             self.weights = placed(self.weights, layout.weights)
             self.opt_state = placed(self.opt_state, layout.like(self.opt_state))
             self.total = placed(self.total, layout.state)
+        self.weights, self.total = self.home.lent_shapes((self.weights, self.total))
         self.residuals = None
         if programs.gradient_specs:
-            passed = jax.eval_shape(programs.forward_keeping, self.weights, self._x)
-            self.residuals = passed[1]
+            passed = jax.eval_shape(programs.forward_keeping, self.weights, self.x)
+            self.residuals = self.home.lent_shapes(passed[1])
 
     def compile(self) -> None:
         """All but what recomputes residuals."""
-        programs, weights, x, total = self._programs, self.weights, self._x, self.total
+        programs, weights, x, total = self._programs, self.weights, self.x, self.total
         if programs.gradient_specs:
             keeping = self._pass(programs.forward_keeping, weights, x)
             if programs.layout is not None:
                 self.residuals = placed(self.residuals, keeping.output_shardings[1])
             self._pass(programs.forward, weights, x)
-            backward = weights, self.residuals, self._grad_y
+            backward = weights, self.residuals, self.grad_y
             self._pass(programs.backward, *backward)
             self._pass(programs.backward_adding, *backward, total)
         else:
@@ -102,7 +104,7 @@ class Ahead:
 
     def compile_recomputing(self) -> None:
         """For a stage that cannot keep all residuals."""
-        backward = self.weights, self._x, self._grad_y
+        backward = self.weights, self.x, self.grad_y
         self._pass(self._programs.recompute_backward, *backward)
         self._pass(self._programs.recompute_backward_adding, *backward, self.total)
 

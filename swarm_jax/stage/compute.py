@@ -18,7 +18,7 @@ import numpy as np
 from swarm_jax.errors import Abandoned
 from swarm_jax.stage.home import Home
 from swarm_jax.stage.programs import StagePrograms
-from swarm_jax.stage.queue import DeviceQueue, Kind, Operation, Runner
+from swarm_jax.stage.queue import DeviceQueue, Kind, Operation, Runner, at_once
 from swarm_jax.stage.residuals import Kept, ResidualBudget
 from swarm_jax.stage.specs import difference, specs_of
 
@@ -74,16 +74,6 @@ class Backward:
     loss_sum: float
     finite: bool
     compute_s: float
-
-
-def at_once(work: Callable[[], Any]) -> Future:
-    """Does it now; its exception is the future's."""
-    done: Future = Future()
-    try:
-        done.set_result(work())
-    except Exception as error:
-        done.set_exception(error)
-    return done
 
 
 class StageCompute:
@@ -276,7 +266,7 @@ class StageCompute:
 
     async def add_to_sum(self, gradients: Arrays) -> bool:
         def launch():
-            added = self._copied(Home(), self._structure, gradients)
+            added = self._home.lend(self._copied(Home(), self._structure, gradients))
             finite, self._gradient_sum = self._programs.add(self._gradient_sum, added)
             return finite
 
@@ -392,7 +382,7 @@ class StageCompute:
             *results, self._gradient_sum = adding(*arguments, self._gradient_sum)
             return results
         if self._early_sum is None:
-            self._early_sum = self._programs.zeros()
+            self._early_sum = self._empty_sum()
         *results, self._early_sum = adding(*arguments, self._early_sum)
         return results
 
@@ -401,19 +391,19 @@ class StageCompute:
 
         Between the two may be an update, with delayed ones.
         """
-        known = self._all_weights() if self._begun.done() else None
+
+        def all_weights() -> list[Any]:
+            return [self._weights, *self._previous_weights]
+
+        known = all_weights() if self._begun.done() else None
 
         def give() -> Any:
-            weights = known or self._all_weights()
+            weights = known or all_weights()
             if not 0 <= previous < len(weights):
                 raise Abandoned(f"the parameters before {previous} updates are gone")
             return weights[previous]
 
         return give
-
-    def _all_weights(self) -> list[Any]:
-        """Those of now, and those that are kept of before."""
-        return [self._weights, *self._previous_weights]
 
     def _copied(self, home: Home, structure: Any, arrays: Arrays) -> Any:
         return self._copied_tree(home, jax.tree.unflatten(structure, arrays))
@@ -453,11 +443,14 @@ class StageCompute:
     def _launch_next_sum(self) -> None:
         self._gradient_sum, self._early_sum = self._early_sum, None
         if self._gradient_sum is None:
-            self._gradient_sum = self._programs.zeros()
+            self._gradient_sum = self._empty_sum()
+
+    def _empty_sum(self) -> Any:
+        return self._home.lend(self._programs.zeros())
 
     def _launch_clear(self) -> None:
         self._reduced = self._gradient_sum = self._early_sum = None
-        self._gradient_sum = self._programs.zeros()
+        self._gradient_sum = self._empty_sum()
 
     async def _run(
         self,

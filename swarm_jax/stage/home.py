@@ -35,18 +35,22 @@ class Home:
         """``jax.device_put`` shares aligned memory on CPU, with may_alias=False too."""
         return jnp.array(array, copy=True, device=self.host)
 
-    def lend(self, weights: Any) -> Any:
-        """What the home's programs made, on the device that serves."""
+    def lend(self, tree: Any) -> Any:
+        """On the device that serves; without a copy if it is there."""
         if self.host is None:
-            return weights
-        return jax.device_put(weights, jax.local_devices()[0])
+            return tree
+        return jax.device_put(tree, jax.local_devices()[0])
 
     def shapes(self, tree: Any) -> Any:
         """Of what is at home, for programs that are compiled ahead."""
-        if self.host is None:
-            return tree
-        sharding = SingleDeviceSharding(self.host)
-        return jax.tree.map(lambda leaf: leaf.update(sharding=sharding), tree)
+        return tree if self.host is None else _placed(tree, self.host)
+
+    def lent_shapes(self, tree: Any) -> Any:
+        """Of what was lent, and of what programs make of it.
+
+        It is bound to its device, and programs for what is not would be others.
+        """
+        return tree if self.host is None else _placed(tree, jax.local_devices()[0])
 
 
 def optimizer_home(offload: bool) -> Home:
@@ -54,3 +58,8 @@ def optimizer_home(offload: bool) -> Home:
     if not offload or jax.default_backend() == "cpu":
         return Home()
     return Home(jax.local_devices(backend="cpu")[0])
+
+
+def _placed(tree: Any, device: jax.Device) -> Any:
+    sharding = SingleDeviceSharding(device)
+    return jax.tree.map(lambda leaf: leaf.update(sharding=sharding), tree)

@@ -41,9 +41,10 @@ def plan_residuals(
         home: Where parameters and optimizer state will be.
         residual_bytes: Memory for residuals; None: what the device has left beside the
             stage's other arrays and its most demanding program.
-        most: Microbatches that the stage is given at once. If all fit, what recomputes
-            is not compiled, which takes as long as the rest; but on devices that must
-            not meet a program for the first time while they serve.
+        most: Microbatches that the stage is given at once: what comes for them is on
+            the device before its turn. If the residuals of all fit, what recomputes is
+            not compiled, which takes as long as the rest; but on devices that must not
+            meet a program for the first time while they serve.
         delayed_updates: As in ``StageCompute``.
         check: As in ``Ahead``.
 
@@ -53,28 +54,29 @@ def plan_residuals(
     on_host = jax.default_backend() == "cpu"
     ahead = Ahead(programs, init, home, run_passes=not on_host, check=check)
     ahead.compile()
-    fit = fitting(ahead, residual_bytes, delayed_updates)
+    fit = fitting(ahead, residual_bytes, most, delayed_updates)
     if fit is not None and (fit < most or not on_host):
         ahead.compile_recomputing()
-        fit = fitting(ahead, residual_bytes, delayed_updates)
+        fit = fitting(ahead, residual_bytes, most, delayed_updates)
     return fit
 
 
 def fitting(
-    ahead: Ahead, residual_bytes: int | None, delayed_updates: bool = False
+    ahead: Ahead, residual_bytes: int | None, most: int, delayed_updates: bool = False
 ) -> int | None:
     """Of how many microbatches the residuals fit; None for a stage that keeps none.
 
     Args:
         ahead: Has compiled what the stage will run.
-        residual_bytes, delayed_updates: As in ``plan_residuals``.
+        residual_bytes, most, delayed_updates: As in ``plan_residuals``.
     """
     if ahead.residuals is None:
         return None
     left = residual_bytes
     if left is None:
         standing = standing_bytes(ahead, delayed_updates)
-        left = device_bytes() - standing - ahead.workspace_bytes
+        waiting = most * tree_bytes((ahead.x, ahead.grad_y))
+        left = device_bytes() - standing - waiting - ahead.workspace_bytes
     return max(0, left) // tree_bytes(ahead.residuals)
 
 

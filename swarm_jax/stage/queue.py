@@ -73,6 +73,16 @@ class Runner(Protocol):
         ...
 
 
+def at_once(work: Callable[[], Any]) -> Future:
+    """Does it now; its exception is the future's."""
+    done: Future = Future()
+    try:
+        done.set_result(work())
+    except Exception as error:
+        done.set_exception(error)
+    return done
+
+
 @dataclass(order=True, slots=True)
 class _Entry:
     key: tuple[int, int, int]

@@ -376,6 +376,16 @@ def test_the_most_named_peer_of_a_stage_with_a_spare_is_suspected():
     assert most_suspect([("b", [])], groups, frozenset({"a"})) is None
 
 
+def test_who_lacks_what_no_peer_of_its_group_gets_is_not_suspected():
+    """The tied gradient of a step that others have committed already."""
+    groups, donors = {0: ["a", "b", "c"]}, ["d"]
+    for_want = [("a", donors), ("b", donors)]
+    assert most_suspect([*for_want, ("c", donors)], groups, frozenset()) is None
+    assert most_suspect(for_want, groups, frozenset({"c"})) is None
+    assert most_suspect([*for_want, ("c", [])], groups, frozenset()) == "c"
+    assert most_suspect(for_want[:1], groups, frozenset()) == "a"
+
+
 def whole(peer, stage, early=(), **fields):
     return report(peer, stage, WHOLE, early=frozenset(early), **fields)
 

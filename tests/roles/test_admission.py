@@ -1,5 +1,6 @@
 """What a stage server lets in at the door, and what it says to the rest."""
 
+import asyncio
 import functools
 from dataclasses import replace
 
@@ -8,7 +9,20 @@ import pytest
 
 from swarm_jax.core.ids import MicrobatchID, Round
 from swarm_jax.errors import BadMessage
-from swarm_jax.roles.messages import Collect, Prepare, Relay, Status, to_header
+from swarm_jax.net.protocols import Message
+from swarm_jax.roles.messages import (
+    Collect,
+    Commit,
+    DropSum,
+    FetchManifest,
+    FetchTied,
+    Prepare,
+    Relay,
+    RestartRun,
+    SaveState,
+    Status,
+    to_header,
+)
 from swarm_jax.sim.clock import run_virtual
 
 ROUND = Round(1, "trainer", 1)
@@ -126,6 +140,37 @@ def test_who_is_not_on_the_allow_list_is_dropped(config, server):
         server.admit("stranger", relay(config), SPECS)
 
 
+def test_who_has_left_refuses_what_needs_its_device(config, make_swarm):
+    """Its device is closed: it may be on its way to another stage."""
+
+    async def ask(requests):
+        swarm = make_swarm(config, [0, 0, 0])
+        server = swarm.servers[swarm.start_peer(1)]
+        await asyncio.sleep(1)
+        await server.leave()
+        server.state.step, server.state.can_replay = 1, True
+        for read in ("state", "previous_tied", "gradient_sum", "clear", "apply"):
+            setattr(server._compute, read, None)
+        return [
+            await server.handle("peer", Message(to_header(request, "swarm")))
+            for request in requests
+        ]
+
+    at = {"generation": 0, "step": 1}
+    requests = [
+        SaveState(round=ROUND, **at),
+        FetchTied(generation=0, step=0),
+        FetchManifest(stage=1),
+        DropSum(round=ROUND, **at),
+        replace(PREPARE, step=1),
+        Commit(round=ROUND, gradient_norm=1.0, **at),
+        RestartRun(round=ROUND, generation=1, step=0),
+    ]
+    answers = run_virtual(ask(requests))
+    statuses = {answer.header["status"] for answer in answers}
+    assert statuses == {Status.NOT_ONLINE}
+
+
 def test_a_full_server_answers_busy(config, make_swarm):
     config.tuning.max_queue = 1
 
@@ -142,8 +187,6 @@ def test_tokens_outside_the_vocabulary_drop_the_sender(config, server):
     message_header = relay(config)
 
     async def send():
-        from swarm_jax.net.protocols import Message
-
         x_BLD = np.zeros((2, 4, 8), np.float32)
         await server.handle("peer", Message(message_header, [targets, x_BLD]))
 

@@ -39,6 +39,17 @@ def plan(stage):
 
 
 @pytest.fixture
+def taken(ahead):
+    """``taken() -> bytes`` that are no residuals, once ``ahead`` has compiled."""
+
+    def taken():
+        waiting = MOST * tree_bytes((ahead.x, ahead.grad_y))
+        return standing_bytes(ahead) + waiting + ahead.workspace_bytes
+
+    return taken
+
+
+@pytest.fixture
 def recomputing(monkeypatch):
     """Which stages have compiled what recomputes."""
     compiled = []
@@ -64,24 +75,25 @@ def test_as_many_fit_as_the_budget_holds(plan, ahead, recomputing):
     assert len(recomputing) == 4  # never needed, so never compiled
 
 
-def test_without_a_number_the_device_is_asked(plan, ahead, recomputing, monkeypatch):
+def test_without_a_number_the_device_is_asked(
+    plan, ahead, taken, recomputing, monkeypatch
+):
     ahead.compile()
-    taken = standing_bytes(ahead) + ahead.workspace_bytes
     one = tree_bytes(ahead.residuals)
-    for more, fit in ((0, 0), (5 * one, 5), (-taken, 0)):
-        monkeypatch.setattr(memory, "device_bytes", lambda more=more: taken + more)
+    for more, fit in ((0, 0), (5 * one, 5), (-taken(), 0)):
+        monkeypatch.setattr(memory, "device_bytes", lambda more=more: taken() + more)
         assert plan() == fit
 
 
 def test_what_recomputes_takes_its_workspace_from_the_residuals(
-    plan, ahead, monkeypatch
+    plan, ahead, taken, monkeypatch
 ):
     ahead.compile()
-    smaller = ahead.workspace_bytes
+    before, smaller = taken(), ahead.workspace_bytes
     ahead.compile_recomputing()
     assert ahead.workspace_bytes > smaller
-    taken, one = standing_bytes(ahead) + smaller, tree_bytes(ahead.residuals)
-    monkeypatch.setattr(memory, "device_bytes", lambda: taken + 5 * one)
+    one = tree_bytes(ahead.residuals)
+    monkeypatch.setattr(memory, "device_bytes", lambda: before + 5 * one)
     assert plan() == 5 - -((smaller - ahead.workspace_bytes) // one)
 
 
