@@ -9,6 +9,7 @@
     python -m scripts.benchmark relay --config configs/relay.py --device cuda13
     python -m scripts.benchmark wan --models base ours --rtt_ms 0 100
     python -m scripts.benchmark close --peers 2 --dilation 8
+    python -m scripts.benchmark delayed --rtt_ms 0 100
 
 local: a swarm of one peer per stage against a single process that trains the same
 model, in turn. Tokens per second leave out the first steps of each run, in which
@@ -37,6 +38,9 @@ All is slowed down by a factor K, so that this machine is not what is measured.
 
 close: the all-reduce that closes a step, between processes behind links of --link_mbps,
 against the bound of the links; and what the device has to do then.
+
+delayed: what swarm.delayed_updates is worth: steps of wan's swarm, whose stages have
+several peers (--peers) that reduce a gradient (--parameters_mb), with it and without.
 """
 
 import sys
@@ -60,6 +64,7 @@ MEASURE = {
     "relay": benchmarks.relay,
     "wan": benchmarks.wan,
     "close": benchmarks.close,
+    "delayed": benchmarks.delayed,
 }
 
 
@@ -74,29 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="how often each is run (default: %(default)s)",
     )
-    parser.add_argument(
-        "--state_mb",
-        type=int,
-        nargs="+",
-        default=[100, 1000],
-        metavar="MB",
-        help="sizes of state to save and restore, in 10^6 bytes (default: 100 1000)",
-    )
-    parser.add_argument(
-        "--shape",
-        type=int,
-        nargs=3,
-        default=[1, 2048, 4096],
-        metavar=("B", "L", "D"),
-        help="sequences, tokens and width of what is encoded (default: 1 2048 4096)",
-    )
-    benchmark_options.add_stage(parser)
-    benchmark_options.add_relay(parser)
-    benchmark_options.add_wan(parser)
-    benchmark_options.add_close(parser)
+    benchmark_options.add_all(parser)
     flags.add_device(parser, default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")
     args = parser.parse_args(argv)
+    benchmark_options.fill_in(args)
     config = flags.experiment(args)
     benchmarks.check(args, config)
     console = Console(highlight=False)

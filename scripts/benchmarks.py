@@ -58,6 +58,10 @@ def check(args, config) -> None:
         _check_wan(args)
     if args.what == "close":
         _check_close(args)
+    if args.what == "delayed":
+        _check_wan(args)
+        _check_close(args)
+        _check_delayed(args)
     if args.what in TRAINING and config.steps <= COMPILING_STEPS:
         raise ConfigError(
             f"steps={config.steps}: the first {COMPILING_STEPS} are not counted, so "
@@ -101,6 +105,13 @@ def _check_close(args) -> None:
     if args.link_mbps <= 0:
         raise ConfigError(f"--link_mbps {args.link_mbps:g}: use a positive number")
     _check_links(args)
+
+
+def _check_delayed(args) -> None:
+    if args.microbatches < 1 or args.microbatches & (args.microbatches - 1):
+        raise ConfigError(f"--microbatches {args.microbatches}: use a power of two")
+    if args.steps < 1:
+        raise ConfigError(f"--steps {args.steps}: use 1 or more")
 
 
 def _check_links(args) -> None:
@@ -243,3 +254,11 @@ def close(args, config, folder: Path, console: Console) -> dict[str, Any]:
     for table in close_tables(report):
         console.print(table)
     return report | {"repeats": args.repeats} | benchmark.machine(args.device)
+
+
+def delayed(args, config, folder: Path, console: Console) -> dict[str, Any]:
+    with imports.many():
+        from scripts.delayed_speed import delayed_figures, delayed_table
+    rows = delayed_figures(args, console)
+    console.print(delayed_table(rows))
+    return {"rows": rows, "repeats": args.repeats} | benchmark.machine(args.device)

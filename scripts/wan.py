@@ -193,7 +193,7 @@ async def measure(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Peers that start slowly, or do not hear for long: that is what is looked at."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -206,7 +206,7 @@ def _quiet() -> Iterator[None]:
 def wan_figures(args, console) -> list[dict[str, Any]]:
     """All rows, in turn; the arguments are ``scripts.benchmark``'s."""
     rows = []
-    with _quiet(), Proxy() as proxy:
+    with quiet(), Proxy() as proxy:
         for name in args.models:
             case = CASES[name]
             dilation = args.dilation

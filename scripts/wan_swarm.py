@@ -8,6 +8,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
+
+import numpy as np
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.launcher.links import Proxy
@@ -31,12 +34,21 @@ MICROBATCHES = 4096
 
 
 def wan_config(
-    *, num_stages: int, sequence_length: int, in_flight: int
+    *,
+    num_stages: int,
+    sequence_length: int,
+    in_flight: int,
+    steps: int = 1,
+    microbatches: int = MICROBATCHES,
 ) -> ExperimentConfig:
-    """One sequence per microbatch, one endless step, endless patience."""
+    """One sequence per microbatch, steps that do not end, endless patience.
+
+    Args:
+        microbatches: Of a step; a power of two.
+    """
     model = ModelledModel(num_layers=num_stages, sequence_length=sequence_length)
-    config = ExperimentConfig(run_id="wan", steps=1, model=model)
-    config.data.target_batch_size = MICROBATCHES
+    config = ExperimentConfig(run_id="wan", steps=steps, model=model)
+    config.data.target_batch_size = microbatches
     config.swarm.microbatch_size = 1
     config.swarm.num_stages = num_stages
     config.optimizer.warmup_steps = 0
@@ -44,9 +56,9 @@ def wan_config(
     tuning = config.tuning
     tuning.rebalancing.strategy = "off"
     tuning.microbatches_in_flight = tuning.max_queue = in_flight
-    for name in ("heartbeat_s", "relay_timeout_s", "control_timeout_s", "lease_s"):
-        setattr(tuning, name, PATIENT_S)
-    tuning.directory_expiry_s = PATIENT_S
+    for name in ("heartbeat", "relay_timeout", "control_timeout", "lease"):
+        setattr(tuning, f"{name}_s", PATIENT_S)
+    tuning.directory_expiry_s = tuning.allreduce_timeout_s = PATIENT_S
     return config.check()
 
 
@@ -59,8 +71,11 @@ async def running(
     compute_s: float,
     on_count: Callable[[int], None],
     line: Mapping[str, float] = MappingProxyType({}),
+    peers_per_stage: int = 1,
+    gradient: np.ndarray | None = None,
+    on_commit: Callable[[int, int], None] = lambda stage, step: None,
 ) -> AsyncIterator[None]:
-    """One peer per stage and a trainer, at work.
+    """All stages' peers and a trainer, at work.
 
     Args:
         specs: Of what crosses a boundary, either way.
@@ -69,6 +84,8 @@ async def running(
         line: Of each peer, with a shorter round trip until it has joined, or the DHT
             would give it up; libp2p measures it when it connects, and lets as much be
             under way as it needs.
+        gradient: Of a stage: float32; None where nothing is reduced.
+        on_commit: Called for each peer when it has committed a step.
     """
     loop, boundary = asyncio.get_running_loop(), incompressible(specs)
     protocol = f"swarm_jax.wan.{config.swarm_fingerprint()}"
@@ -101,12 +118,14 @@ async def running(
             closing.push_async_callback(calls.close)
             return calls
 
-        async def serve(stage: int) -> StageServer:
-            calls = await join(f"stage{stage}")
+        async def serve(stage: int, number: int) -> StageServer:
+            name = f"stage{stage}-{number}"
+            calls = await join(name)
             allreduce = await HivemindAllReduce.create(
                 nodes[-1],
                 f"{protocol}.allreduce",
                 heartbeat_s=PATIENT_S,
+                wire=config.swarm.allreduce_wire,
                 same_host=False,
             )
             closing.push_async_callback(allreduce.close)
@@ -114,7 +133,7 @@ async def running(
             shares = {"forward": 1 / 3, "backward": 1.0 if is_last else 2 / 3}
             return StageServer(
                 config,
-                name=f"stage{stage}",
+                name=name,
                 stage=stage,
                 calls=calls,
                 directory=HivemindDirectory(nodes[-1]),
@@ -124,12 +143,17 @@ async def running(
                     stage,
                     lambda name: compute_s * shares.get(name, 0.0),
                     boundary,
+                    gradient,
                 ),
-                metrics=Records(),
+                metrics=_Commits(stage, on_commit),
                 on_count=lambda step, counted: on_count(stage),
             )
 
-        servers = [await serve(stage) for stage in range(config.swarm.num_stages)]
+        servers = [
+            await serve(stage, number)
+            for stage in range(config.swarm.num_stages)
+            for number in range(peers_per_stage)
+        ]
         trainer = Trainer(
             config,
             calls=await join("trainer"),
@@ -143,6 +167,17 @@ async def running(
         tasks = [loop.create_task(role.run()) for role in (*servers, trainer)]
         closing.push_async_callback(_end, tasks)
         yield
+
+
+class _Commits:
+    """Metrics of a peer, of which only the time is of interest."""
+
+    def __init__(self, stage: int, on_commit: Callable[[int, int], None]):
+        self._stage = stage
+        self._on_commit = on_commit
+
+    def write(self, **record: Any) -> None:
+        self._on_commit(self._stage, record["step"])
 
 
 async def _end(tasks: Sequence[asyncio.Task]) -> None:

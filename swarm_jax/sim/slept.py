@@ -33,6 +33,8 @@ class SleptCompute(ModelledCompute):
         duration_s: Seconds that "forward" and "backward" take; on the last stage
             "backward" is all of it.
         boundary: What crosses each boundary between stages, there and back.
+        gradient: What peers of the stage reduce at the end of a step; None for next to
+            nothing.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class SleptCompute(ModelledCompute):
         stage: int,
         duration_s: Callable[[str], float],
         boundary: Arrays,
+        gradient: np.ndarray | None = None,
     ):
         super().__init__(config, stage, duration_s)
         specs = tuple(spec_of(array) for array in boundary)
@@ -50,9 +53,12 @@ class SleptCompute(ModelledCompute):
         if stage > 0:
             self.input_specs = specs
         self.gradient_specs = () if is_last else specs
+        self._gradient = gradient
+        if gradient is not None:
+            self.sum_specs = (spec_of(gradient),)
 
     async def forward(
-        self, x: Arrays, *, keep: bool, order: int, previous: bool = False
+        self, x: Arrays, *, keep: bool, order: int, previous: int = 0
     ) -> Forward:
         return await self._device.run(
             "forward",
@@ -73,9 +79,18 @@ class SleptCompute(ModelledCompute):
         *,
         count: Count | None,
         order: int,
-        previous: bool = False,
+        previous: int = 0,
     ) -> Backward:
         return await self._counting("backward", self._nothing, count, order)
+
+    async def gradient_sum(
+        self, scale: float, tied_scale: float | None = None
+    ) -> list[np.ndarray]:
+        found = await super().gradient_sum(scale, tied_scale)
+        return found if self._gradient is None else [self._gradient]
+
+    async def load_reduced(self, gradients: Arrays) -> float:
+        return await super().load_reduced(self._sum)
 
     def _nothing(self) -> Backward:
         return self._add(np.zeros(WIDTH), self._grad_x, 0.0, None)

@@ -22,6 +22,10 @@ from swarm_jax.errors import ConfigError
         (["close", "--peers", "1"], "--peers 1: a mean needs two"),
         (["close", "--parameters_mb", "0"], "--parameters_mb 0: use 1 or more"),
         (["close", "--link_mbps", "0"], "--link_mbps 0: use a positive number"),
+        (["delayed", "--config.steps=9"], "delayed runs no experiment"),
+        (["delayed", "--peers", "1"], "--peers 1: a mean needs two"),
+        (["delayed", "--microbatches", "6"], "--microbatches 6: use a power of two"),
+        (["delayed", "--steps", "0"], "--steps 0: use 1 or more"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, message):
@@ -76,6 +80,19 @@ def test_rounds_are_held_against_the_links_bound(tmp_path):
     assert row["bytes_per_peer"] == pytest.approx(1_015_625, rel=0.1)
     assert 0 < row["largest_error"] < 0.1
     assert found["device_times"][0]["update_s"][0] > 0
+
+
+def test_steps_are_timed_with_delayed_updates_and_without(tmp_path):
+    report = tmp_path / "delayed.json"
+    arguments = ["delayed", "--models", "base", "--rtt_ms", "0", "--repeats", "1"]
+    size = ["--parameters_mb", "4", "--microbatches", "8", "--steps", "1"]
+    slow = ["--tflops", "0.5", "--link_mbps", "50", "--dilation", "1"]
+    assert benchmark.main([*arguments, *size, *slow, "--json", str(report)]) == 0
+    [row] = json.loads(report.read_text())["rows"]
+    assert row["compute_s"] == pytest.approx(4 * 0.0434)
+    assert row["reduce_bound_s"] == pytest.approx(0.32, rel=0.01)
+    assert row["step_s"] > row["compute_s"] + row["reduce_bound_s"]
+    assert row["delayed_step_s"] > row["reduce_bound_s"]
 
 
 def test_a_device_is_asked_for_about_the_parameters_that_were_named():
