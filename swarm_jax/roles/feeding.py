@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,9 +11,17 @@ import numpy as np
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.closing import Feed
 from swarm_jax.core.ids import MicrobatchID, Round
+from swarm_jax.core.pace import Pace
 from swarm_jax.core.window import FixedWindow, Window
 from swarm_jax.roles.messages import Relay
-from swarm_jax.roles.relay import Answer, MovedOn, NextStage, NoRoute, RelayFailed
+from swarm_jax.roles.relay import (
+    Answer,
+    MovedOn,
+    NextStage,
+    NoRoute,
+    RelayFailed,
+    Straggled,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +66,8 @@ class Feeder:
         limit = tuning.microbatches_in_flight
         is_fixed = tuning.window == "fixed"
         self._window = FixedWindow(limit) if is_fixed else Window(limit)
+        self._hurried: tuple[int, int] | None = None
+        self._fast: frozenset[str] | None = None
 
     @property
     def window(self) -> int:
@@ -72,11 +82,16 @@ class Feeder:
     ) -> list[RelayFailed]:
         """Sends what is missing, waits for all of it, and returns what went wrong.
 
+        Once in a step the last few are given up if they are late: the next round
+        cancels them, and what nobody has counted is missing still.
+
         Args:
             answered: Called with a microbatch's index, its tokens and its answer.
         """
+        loop, pace = asyncio.get_running_loop(), Pace()
 
         async def one(index: int) -> None:
+            sent_s = loop.time()
             batch = self._data.microbatch(action.step, index)
             answer = await self._send(
                 batch,
@@ -91,9 +106,22 @@ class Feeder:
                     budget_s=self._config.tuning.relay_timeout_s,
                 ),
             )
+            pace.answered(loop.time() - sent_s, answer.trace)
             answered(index, batch.targets.size, answer)
 
-        return await self._for_each(sorted(action.missing), one, self._window)
+        self._fast = None
+        step = action.generation, action.step
+        may_hurry = step != self._hurried
+        failures = await self._for_each(
+            sorted(action.missing), one, self._window, pace if may_hurry else None
+        )
+        if any(isinstance(failure, Straggled) for failure in failures):
+            self._hurried, self._fast = step, pace.fast()
+        return failures
+
+    def slow(self, peers: Iterable[str]) -> frozenset[str]:
+        """Those of ``peers`` past whom what was given up just now is sent again."""
+        return frozenset() if self._fast is None else frozenset(peers) - self._fast
 
     async def validation_losses(
         self,
@@ -146,10 +174,15 @@ class Feeder:
         indices: Iterable[int],
         send: Callable[[int], Awaitable[None]],
         window: FixedWindow | Window,
+        pace: Pace | None = None,
     ) -> list[RelayFailed]:
-        """Stops to send when a stage cannot be reached: the leader looks why."""
+        """Stops to send when a stage cannot be reached: the leader looks why.
+
+        Args:
+            pace: Says when to give up the last ones; None: never.
+        """
         failures: list[RelayFailed] = []
-        in_flight: set[asyncio.Task] = set()
+        in_flight: dict[asyncio.Task, float] = {}
         changed = asyncio.Event()
         is_full = False
         loop = asyncio.get_running_loop()
@@ -164,7 +197,7 @@ class Feeder:
                 failures.append(error)
 
         def ended(task: asyncio.Task) -> None:
-            in_flight.discard(task)
+            del in_flight[task]
             changed.set()
 
         window.restart()
@@ -177,10 +210,36 @@ class Feeder:
                 if any(isinstance(failure, NoRoute | MovedOn) for failure in failures):
                     break
                 task = tasks.create_task(one(index))
-                in_flight.add(task)
+                in_flight[task] = loop.time()
                 task.add_done_callback(ended)
             is_full = False
+            if pace and not failures and await _are_late(in_flight, pace):
+                failures.append(Straggled(f"{len(in_flight)} microbatches are late"))
+                logger.info("sent again: %s", failures[-1])
+                for task in in_flight:
+                    task.cancel()
         return failures
+
+
+async def _are_late(in_flight: Mapping[asyncio.Task, float], pace: Pace) -> bool:
+    """Waits for the last ones; False if all have come in time.
+
+    Args:
+        in_flight: When each was sent; who ends goes.
+    """
+    loop = asyncio.get_running_loop()
+    while in_flight:
+        left_s = None
+        if (patience_s := pace.patience_s(len(in_flight))) is not None:
+            left_s = max(in_flight.values()) + patience_s - loop.time()
+        ended, _ = await asyncio.wait(
+            in_flight,
+            timeout=left_s and max(0.0, left_s),
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if not ended:
+            return True
+    return False
 
 
 def _mean(sums: Sequence[tuple[float, int]]) -> float:

@@ -174,8 +174,9 @@ class Leader:
     async def _feed(self, action: Feed, reports: Collection[Report]) -> None:
         """Sends nothing to who is silent: what it counts could not be closed with."""
         self._journal.feeding(action.step)
+        past = self._leadership.silent | self._feeder.slow(self._view.everyone())
         failures = await self._feeder.feed(
-            replace(action, avoid=action.avoid | self._leadership.silent),
+            replace(action, avoid=action.avoid | past),
             self._leadership.round,
             self._journal.answered,
         )

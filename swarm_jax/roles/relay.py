@@ -59,6 +59,10 @@ class RefusedRound(RelayFailed):
         self.promise = promise
 
 
+class Straggled(RelayFailed):
+    """It takes much longer than others: another way may be faster."""
+
+
 class MovedOn(RelayFailed):
     """A peer has other parameters by now than a guest asks for."""
 
