@@ -87,8 +87,8 @@ def add_stage(parser: argparse.ArgumentParser) -> None:
         "--remat",
         nargs="+",
         choices=REMATS,
-        default=list(REMATS),
-        help="values of tuning.remat to compare (default: all)",
+        help="values of tuning.remat to compare (default: all; with --mesh the "
+        "experiment's)",
     )
     mesh_option.add_argument(
         stage,

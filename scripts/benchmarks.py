@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from swarm_jax.config import load_config
+from swarm_jax.config import REMATS, load_config
 from swarm_jax.errors import ConfigError
 from swarm_jax.launcher import (
     benchmark,
@@ -224,7 +224,7 @@ def stage(args, config, folder: Path, console: Console) -> dict[str, Any]:
         about |= benchmark.machine(args.device)
         return mesh_speed.mesh_figures(args, config, about, console)
     figures = stage_figures(
-        config, args.stage, args.repeats, args.peak_tflops, args.remat
+        config, args.stage, args.repeats, args.peak_tflops, args.remat or REMATS
     )
     for table in stage_tables(figures):
         console.print(table)

@@ -59,7 +59,8 @@ def mesh_figures(
         mesh = make_mesh(shape, devices)
 
         def heard(row: dict[str, Any], shape: MeshShape = shape) -> None:
-            speedup = one.setdefault(row["case"], row["ms"]) / row["ms"]
+            what = row["case"], row["remat"]
+            speedup = one.setdefault(what, row["ms"]) / row["ms"]
             report["rows"].append({"mesh": str(shape)} | row | {"speedup": speedup})
             speed = f"{row['ms']:.3f} ms, {speedup:.2f} x one device"
             console.print(f"{shape}  {row['case']}: {speed}")
@@ -70,7 +71,7 @@ def mesh_figures(
             args.stage,
             args.repeats,
             args.peak_tflops,
-            [config.tuning.remat],
+            args.remat or [config.tuning.remat],
             mesh=mesh,
             heard=heard,
         )

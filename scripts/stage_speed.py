@@ -151,7 +151,10 @@ def _prepare(
         "residual_bytes": tree_bytes(ahead.residuals),
         "workspace_bytes": ahead.workspace_bytes,
         "residuals_fit": fitting(
-            ahead, config.tuning.residual_bytes, config.tuning.max_queue
+            ahead,
+            config.tuning.residual_bytes,
+            config.tuning.max_queue,
+            config.swarm.delayed_updates,
         ),
     }
     return memory, _cases(

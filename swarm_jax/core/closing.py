@@ -440,27 +440,31 @@ def _worth(report: Report) -> tuple[int, bool, str]:
 
 
 def most_suspect(
-    failures: Iterable[tuple[str, Iterable[str]]],
+    rounds: Sequence[Mapping[str, Iterable[str]]],
     groups: Mapping[int, Iterable[str]],
     left_out: frozenset[str],
 ) -> str | None:
     """Whom to leave out of a step after two void rounds of all-reduce.
 
     Args:
-        failures: (peer, the peers it lacked); no names when it did not answer itself.
+        rounds: Of each void round, the newest last: who failed in it, and the peers
+            that each of them lacked; no names when it did not answer itself.
         groups: Peers of each stage's group.
         left_out: Those left out already.
 
     Returns:
         The most named peer of a stage that keeps another one, or None. Where all of a
-        group lack peers of other groups alone, these are at fault and it is not.
+        group lack peers of other groups alone, now, these are at fault and it is not.
     """
     groups = {stage: set(group) - left_out for stage, group in groups.items()}
     members = set().union(*groups.values())
-    failures = [(peer, set(lacked)) for peer, lacked in failures]
-    let_down = {peer for peer, lacked in failures if lacked and not lacked & members}
+    let_down = {
+        peer
+        for peer, lacked in rounds[-1].items()
+        if lacked and not members.intersection(lacked)
+    }
     named: Counter[str] = Counter()
-    for peer, lacked in failures:
+    for peer, lacked in (failure for round_ in rounds for failure in round_.items()):
         named.update(lacked or [peer] * 3)
         named.update([peer] if lacked else [])
     spare = {

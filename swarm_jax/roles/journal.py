@@ -229,12 +229,18 @@ class Journal:
             self._steps.write(**record)
 
     def _begin_what_is_ahead(self, step: int) -> None:
-        """The step after the one that is over, if it was begun; timed from now on."""
+        """The step after the one that is over, if it was begun; timed from now on.
+
+        Another trainer may have fed all of it ahead, and this one nothing.
+        """
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead.step == step:
-            self._step, self._answered = step, ahead.answered
-            self._latencies_s = ahead.latencies_s
-            self._step_start_s = asyncio.get_running_loop().time()
+        if not self._config.swarm.delayed_updates or step == self._config.steps:
+            return
+        if ahead is None or ahead.step != step:
+            ahead = _Ahead(step)
+        self._step, self._answered = step, ahead.answered
+        self._latencies_s = ahead.latencies_s
+        self._step_start_s = asyncio.get_running_loop().time()
 
     def _add_to_totals(self, record: dict[str, Any]) -> None:
         totals, past = self.totals, self.totals.microbatches

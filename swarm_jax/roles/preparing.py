@@ -44,8 +44,7 @@ class Preparing:
         )
         longest_s = LONGEST_TIMEOUTS * config.tuning.allreduce_timeout_s
         self._bans = Bans(config.tuning.ban_s, longest_s)
-        self._voids = 0
-        self._failures: list[tuple[str, list[str]]] = []
+        self._void_rounds: list[dict[str, list[str]]] = []
         self.left_out: frozenset[str] = frozenset()
 
     async def prepare(self, action: Close, loss_tokens: int) -> float | None:
@@ -131,15 +130,14 @@ class Preparing:
             # A joiner that fails must not hold the others up twice.
             self._leave_out(at_fault & joining)
             return
-        self._voids += 1
-        self._failures += lacked.items()
+        self._void_rounds.append(lacked)
         logger.warning(
             "step %d: all-reduce is void, no result from %s",
             step,
             ", ".join(peer[-6:] for peer in sorted(missing)),
         )
-        if self._voids >= VOIDS_BEFORE_LEAVING_OUT:
-            suspect = most_suspect(self._failures, groups, self.left_out)
+        if len(self._void_rounds) >= VOIDS_BEFORE_LEAVING_OUT:
+            suspect = most_suspect(self._void_rounds, groups, self.left_out)
             if suspect is not None:
                 logger.warning("step %d is closed without %s", step, suspect[-6:])
                 self._leave_out({suspect})
@@ -153,8 +151,7 @@ class Preparing:
     def committed(self) -> None:
         """The step is over: who was left out takes part again when its ban is over."""
         now_s = asyncio.get_running_loop().time()
-        self._voids = 0
-        self._failures = []
+        self._void_rounds = []
         self.left_out = frozenset(
             peer for peer in self.left_out if self._bans.left_s(peer, now_s)
         )

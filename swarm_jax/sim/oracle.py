@@ -183,11 +183,14 @@ class Closes:
                 self._updates[state.generation, state.step, state.stage].add(group)
 
     def check(self, num_stages: int, steps: int, microbatches: int) -> None:
-        """Every step of every stage was made, and only with exact ledgers."""
-        generation = max((g for g, _, _ in self._updates), default=0)
+        """Every step of every stage was made, and only with exact ledgers.
+
+        A run that went back to a checkpoint has its first steps from before.
+        """
+        made = {(step, stage) for _, step, stage in self._updates}
         for step in range(steps):
             for stage in range(num_stages):
-                if not self._updates[generation, step, stage]:
+                if (step, stage) not in made:
                     raise Broken(f"stage {stage} never took step {step}")
         for (_, step, stage), groups in self._updates.items():
             for ledgers in map(self.groups.get, groups):

@@ -136,8 +136,7 @@ class StageCompute:
         params = jax.eval_shape(programs.zeros)
         state = params, jax.eval_shape(programs.init_optimizer, params)
         self._structure = jax.tree.structure(params)
-        weights = jax.eval_shape(programs.cast, params)
-        state = *state, *[weights] * self._staleness
+        state = *state, *[params] * self._staleness
         self.sum_specs = specs_of(jax.tree.leaves(params))
         self._state_structure = jax.tree.structure(state)
         self.state_specs = specs_of(jax.tree.leaves(state))
@@ -246,9 +245,10 @@ class StageCompute:
 
     async def loss(self, x: Arrays, targets: np.ndarray, *, order: int) -> float:
         uploaded = self._upload((tuple(x), targets))
+        choose_weights = self._weights_before(0)
         return await self._run(
             "loss",
-            lambda: self._programs.loss(self._weights, *uploaded()),
+            lambda: self._programs.loss(choose_weights(), *uploaded()),
             float,
             kind=Kind.FORWARD,
             order=order,
@@ -332,7 +332,7 @@ class StageCompute:
             nonlocal arriving
             copy = self._programs.copy((self._params, self._opt_state))
             before = self._previous_weights[: self._staleness]  # nobody changes them
-            arriving = self._aside(partial(_to_host, (*copy, *before)))
+            arriving = self._aside(partial(self._masters_to_host, (*copy, *before)))
 
         await self._run("state", launch)
         return await asyncio.wrap_future(arriving)
@@ -414,6 +414,12 @@ class StageCompute:
             return jax.tree.map(home.copy, tree)
         return self._programs.layout.copy(tree)
 
+    def _masters_to_host(self, tree: Any) -> list[np.ndarray]:
+        """Older weights in their masters' dtype: the same on all kinds of devices."""
+        dtypes = [dtype for dtype, _ in self.state_specs]
+        found = zip(_to_host(tree), dtypes, strict=True)
+        return [array.astype(dtype, copy=False) for array, dtype in found]
+
     def _keep_tied(self, gradients: Any) -> None:
         if self.tied_leaf is not None:
             self._previous_tied = jax.tree.leaves(gradients)[self.tied_leaf]
@@ -438,7 +444,8 @@ class StageCompute:
         self._params, self._opt_state = params, opt_state
         self._weights = self._home.lend(self._programs.cast(params))
         begun = [self._weights] * self._staleness
-        self._previous_weights = [*map(self._home.lend, before)] or begun
+        older = [self._home.lend(self._programs.cast(weights)) for weights in before]
+        self._previous_weights = older or begun
 
     def _launch_next_sum(self) -> None:
         self._gradient_sum, self._early_sum = self._early_sum, None

@@ -87,11 +87,12 @@ def standing_bytes(ahead: Ahead, delayed_updates: bool = False) -> int:
     they are in main memory, the reduced gradient, and parameters and optimizer state
     twice, since a copy of them may be on its way to a checkpoint or a stage peer.
 
-    With delayed updates one more of weights and gradient sum: those of two steps before
-    serve replays, and the sum of the next step is begun.
+    With delayed updates one more gradient sum, that of the next step, and two more of
+    weights: those of two steps before serve replays, and others may be on their way
+    with a copy of the state.
     """
     weights, total = tree_bytes(ahead.weights), tree_bytes(ahead.total)
-    more = weights + total if delayed_updates else 0
+    more = 2 * weights + total if delayed_updates else 0
     if ahead.home.host is not None:
         return 2 * weights + total + more
     state = tree_bytes((ahead.params, ahead.opt_state))
@@ -99,11 +100,14 @@ def standing_bytes(ahead: Ahead, delayed_updates: bool = False) -> int:
 
 
 def device_bytes() -> int:
-    """Memory that this process may use on its device, or on the smallest of them."""
+    """Memory that this process may use on its device, or on the smallest of them.
+
+    Several devices that a CPU plays have one main memory between them.
+    """
     stats = [device.memory_stats() for device in jax.local_devices()]
     if None not in stats:
         return int(USABLE_SHARE * min(found["bytes_limit"] for found in stats))
-    return int(HOST_SHARE * _main_memory_bytes())
+    return int(HOST_SHARE * _main_memory_bytes() / len(stats))
 
 
 def tree_bytes(tree: Any) -> int:

@@ -369,21 +369,23 @@ def test_whatever_is_reported_only_exact_steps_are_closed(reports, newest, tied)
 
 def test_the_most_named_peer_of_a_stage_with_a_spare_is_suspected():
     groups = {0: ["a", "b"], 1: ["c"]}
-    failures = [("a", ["b"]), ("a", ["b"]), ("c", []), ("c", [])]
-    assert most_suspect(failures, groups, frozenset()) in ("a", "b")
-    assert most_suspect([("b", [])], groups, frozenset()) == "b"
-    assert most_suspect([("c", [])], groups, frozenset()) is None
-    assert most_suspect([("b", [])], groups, frozenset({"a"})) is None
+    rounds = [{"a": ["b"], "c": []}] * 2
+    assert most_suspect(rounds, groups, frozenset()) in ("a", "b")
+    assert most_suspect([{"b": []}], groups, frozenset()) == "b"
+    assert most_suspect([{"c": []}], groups, frozenset()) is None
+    assert most_suspect([{"b": []}], groups, frozenset({"a"})) is None
 
 
 def test_who_lacks_what_no_peer_of_its_group_gets_is_not_suspected():
     """The tied gradient of a step that others have committed already."""
     groups, donors = {0: ["a", "b", "c"]}, ["d"]
-    for_want = [("a", donors), ("b", donors)]
-    assert most_suspect([*for_want, ("c", donors)], groups, frozenset()) is None
-    assert most_suspect(for_want, groups, frozenset({"c"})) is None
-    assert most_suspect([*for_want, ("c", [])], groups, frozenset()) == "c"
-    assert most_suspect(for_want[:1], groups, frozenset()) == "a"
+    all_but_c = {"a": donors, "b": donors}
+    assert most_suspect([all_but_c | {"c": donors}], groups, frozenset()) is None
+    assert most_suspect([all_but_c], groups, frozenset({"c"})) is None
+    assert most_suspect([all_but_c | {"c": []}], groups, frozenset()) == "c"
+    assert most_suspect([{"a": donors}], groups, frozenset()) == "a"
+    once = [all_but_c | {"c": donors}, {"a": donors}, {"a": donors}]
+    assert most_suspect(once, groups, frozenset()) == "a"
 
 
 def whole(peer, stage, early=(), **fields):

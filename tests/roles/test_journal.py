@@ -111,6 +111,7 @@ def test_a_step_says_how_long_its_microbatches_took(config):
 
 def test_a_step_that_was_fed_ahead_is_timed_from_the_commit_before_it(config, caplog):
     """So no second is in two steps. What its microbatches took is its own."""
+    config.swarm.delayed_updates = True
     steps = Records()
 
     async def main():
@@ -134,3 +135,21 @@ def test_a_step_that_was_fed_ahead_is_timed_from_the_commit_before_it(config, ca
     assert [record.get("microbatch_p50_s") for record in steps] == [None, 1.0, 2.0]
     goes_on = [text for text in caplog.messages if "goes on" in text]
     assert goes_on == [f"the run goes on with step {step}" for step in (1, 2, 3)]
+
+
+def test_a_step_that_another_trainer_fed_ahead_is_timed(config):
+    """It died; this one closes the step before, then that one, and feeds nothing."""
+    config.swarm.delayed_updates = True
+    steps = Records()
+
+    async def main():
+        journal = make_journal(config, steps)
+        await asyncio.sleep(1.0)
+        journal.begin_term(2)
+        for step in (3, 4):
+            await asyncio.sleep(1.0)
+            journal.closing(step, loss_sum=6.0, loss_tokens=2, ledgers=ALL_ONCE)
+            journal.collected([report_of(CommitRecord(step, 1.0))])
+
+    run_virtual(main())
+    assert [record["step_s"] for record in steps] == [1.0, 1.0]

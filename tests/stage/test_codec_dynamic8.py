@@ -110,6 +110,8 @@ def test_the_error_is_at_most_half_the_gap_around_the_value(x_BLD):
 @given(x_BLD=activations)
 @settings(max_examples=50, deadline=None, derandomize=True)
 def test_what_was_decoded_is_encoded_the_same_if_its_extreme_is_positive(x_BLD):
+    """But where decoded numbers are subnormal, which XLA takes for 0."""
+    x_BLD[np.abs(x_BLD) < 2.0**-100] = 0.0
     x_BLD[0, 0, 0] = np.abs(x_BLD).max()
     arrays = encode(x_BLD)
     again = encode(decode(*arrays))

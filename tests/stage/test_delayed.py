@@ -129,6 +129,25 @@ def test_a_microbatch_keeps_its_weights_over_an_update(make_delayed, make_microb
     asyncio.run(scenario())
 
 
+def test_so_does_one_that_is_only_looked_at(make_delayed, make_microbatch):
+    """A guest's: what it is told must be of one step's parameters."""
+
+    async def scenario():
+        compute, (inputs_BL, targets_BL) = make_delayed(), make_microbatch(5)
+
+        def loss():
+            return compute.loss((inputs_BL,), targets_BL, order=9)
+
+        before = await loss()
+        await run_alone(compute, make_microbatch(0), StepCount(), previous=1)
+        norm = await compute.load_reduced(await compute.gradient_sum(0.1))
+        work = run_alone(compute, make_microbatch(1)), loss(), compute.apply(norm**0.5)
+        _, found, _ = await asyncio.gather(*work)
+        assert found == before != await loss()
+
+    asyncio.run(scenario())
+
+
 def test_the_weights_before_go_with_the_state(make_delayed, make_microbatch):
     async def scenario():
         one, other = make_delayed(), make_delayed()
