@@ -24,7 +24,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     runs = [[load_run(Path(folder)) for folder in row.folders] for row in rows]
     validated = all(run.validation_losses for group in runs for run in group)
     curves = [[_curve(run, validated) for run in group] for group in runs]
-    figure = Figure(figsize=(15, 2 + 0.3 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(15, max(4, 2 + 0.3 * len(rows))), layout="constrained")
     ends, courses = figure.subplots(1, 2)
     _draw_ends(ends, rows, curves)
     _draw_courses(courses, rows, curves)
