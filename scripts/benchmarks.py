@@ -195,16 +195,24 @@ def relay(args, config, folder: Path, console: Console) -> dict[str, Any]:
             folder=folder / case.name,
             peer_wires=args.peer_wires,
         )
+        before = report["rows"]
         try:
-            report["rows"] += bench.rows(args.repeats, console)
+            for rows in bench.rounds(args.repeats, console):
+                report["rows"] = before + rows
+                _save(args, report)
         except (ProcessDied, ConfigError) as error:
             report["failed"].append(case.name)
             console.print(f"{case.name}: {error}")
         report["missing"].remove(case.name)
-        if args.json:  # now: a case takes long, and the next one may be cut short
-            write_json(args.json, report)
+        _save(args, report)
     console.print(relay_bench.relay_table(report["rows"]))
     return report
+
+
+def _save(args, report: dict[str, Any]) -> None:
+    """Before all is known: what is measured takes long, and may be cut short."""
+    if args.json:
+        write_json(args.json, report)
 
 
 def data(args, config, folder: Path, console: Console) -> dict[str, Any]:

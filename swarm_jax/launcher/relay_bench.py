@@ -3,13 +3,14 @@
 Three systems with the same stages, in turn, so that other work on the machine falls on
 all of them: the swarm as users start it, training for a few steps; its programs chained
 in one process without a network (``scripts.relay_limit``); the same blocks in PyTorch
-behind ``hivemind.moe.Server`` (``scripts.relay_peer``).
+behind ``hivemind.moe.Server`` (``scripts.relay_peer``). Where peers meet through
+libp2p, also what its streams carry when nobody computes (``scripts.relay_streams``).
 """
 
 import json
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ MEDIANS = (
     *("bytes_per_token_per_boundary", "same_host_share", "cpu_s_per_gb"),
     *("microbatch_p50_ms", "microbatch_p95_ms"),
 )
+Figures = Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,30 +68,43 @@ class RelayBench:
     folder: Path
     peer_wires: Sequence[str] = WIRES
 
-    def rows(self, repeats: int, console: Console) -> list[dict[str, Any]]:
-        """Measures ``repeats`` rounds of all three systems.
+    def rounds(self, repeats: int, console: Console) -> Iterator[list[dict[str, Any]]]:
+        """Measures ``repeats`` rounds of all systems.
 
-        Returns:
-            Two rows: of the time in which the pipeline was full, and of whole steps.
+        Yields:
+            After each round, of all rounds so far, two rows: of the time in which the
+            pipeline was full, and of whole steps.
 
         Raises:
             ProcessDied: One of the systems failed.
         """
         wire, speed = self._fastest_wire(console)
-        swarm, limits, peer = [], [], [speed]
+        swarm, limits, streams, peer = [], [], [], [speed]
         for repeat in range(repeats):
             swarm.append(self.swarm(f"swarm{repeat}"))
             limits.append(self.limit(f"limit{repeat}"))
+            if not self.config.tuning.same_host:
+                streams.append(self.streams(f"streams{repeat}"))
             peer.append(self.peer(f"peer{repeat}", wire, console))
             console.print(
                 f"{self.case.name} {repeat}: swarm {swarm[-1]['tokens_per_s']:,.0f}, "
                 f"limit {limits[-1]['tokens_per_s']:,.0f}, "
                 f"hivemind.moe {peer[-1]:,.0f} tokens/s"
             )
+            yield self._rows(swarm, limits, streams, peer, wire)
+
+    def _rows(
+        self,
+        swarm: Sequence[Figures],
+        limits: Sequence[Figures],
+        streams: Sequence[Figures],
+        peer: Sequence[float],
+        wire: str,
+    ) -> list[dict[str, Any]]:
         shared = {name: _median(run[name] for run in swarm) for name in MEDIANS}
         fetched = limits[0]["device_to_host_bytes_per_token"]
         shared |= {"device_to_host_bytes_per_token": fetched}
-        shared |= {"peer_wire": wire, "rounds": repeats}
+        shared |= {"peer_wire": wire, "rounds": len(swarm)}
         shared |= {"hardware": hardware(self.case.cards)}
         limit = [run["tokens_per_s"] for run in limits]
         if not self.case.cards:
@@ -101,6 +116,7 @@ class RelayBench:
         )
         return [
             compared([run[key] for run in swarm], limit, peer)
+            | against_streams(swarm, streams, key)
             | {"case": name, "microbatches_per_step": self._batch(name)}
             | shared
             for name, key in parts
@@ -130,8 +146,15 @@ class RelayBench:
         """The report of ``scripts.relay_limit``."""
         with Processes(self.folder) as processes:
             environment = peer_environments(self.device, 1, self.cache_dir)[0]
-            command = ["scripts.relay_limit", *self.experiment]
+            command = ["scripts.relay_limit", *self.experiment, "--device", self.device]
             return self._report(processes, name, command, environment | self._visible())
+
+    def streams(self, name: str) -> dict[str, float]:
+        """The report of ``scripts.relay_streams``."""
+        with Processes(self.folder) as processes:
+            environment = process_environment(self.cache_dir)
+            command = ["scripts.relay_streams"]
+            return self._report(processes, name, command, environment)
 
     def peer(self, name: str, wire: str, console: Console) -> float:
         """Tokens per second of ``hivemind.moe``, a server for each stage.
@@ -169,6 +192,7 @@ class RelayBench:
             for child, ready in servers:
                 wait_ready(child, ready, READY_S)
             command = ["scripts.relay_peer", *self.experiment, "--wire", wire]
+            command += ["--device", self.device]
             command += ["--servers", *(str(ready) for _, ready in servers)]
             return self._report(processes, name, command, base)["tokens_per_s"]
 
@@ -189,8 +213,7 @@ class RelayBench:
         environment: Mapping[str, str],
     ) -> dict[str, float]:
         result = self.folder / f"{name}.json"
-        command = [*command, "--device", self.device, "--json", str(result)]
-        command += ["--seconds", str(self.seconds)]
+        command = [*command, "--json", str(result), "--seconds", str(self.seconds)]
         child = self._start(processes, name, command, environment)
         if child.popen.wait() != 0:
             raise ProcessDied(child.obituary())
@@ -241,16 +264,41 @@ def compared(
     }
 
 
+def against_streams(
+    swarm: Sequence[Figures], streams: Sequence[Figures], key: str
+) -> dict[str, float]:
+    """Medians of what raw streams carry, in tokens, and of the swarm's share of it.
+
+    Of both directions together: what crosses a boundary there crosses it back, too.
+    Empty without ``streams``.
+    """
+    if not streams:
+        return {}
+    sides = ("there_bytes_per_s", "back_bytes_per_s")
+    carried = [
+        sum(raw[side] for side in sides) / run["bytes_per_token_per_boundary"]
+        for run, raw in zip(swarm, streams, strict=True)
+    ]
+    shares = (run[key] / most for run, most in zip(swarm, carried, strict=True))
+    return {
+        "raw_stream_tokens_per_s": _median(carried),
+        "ratio_to_raw_stream": _median(shares),
+    }
+
+
 def relay_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows for people."""
-    table = Table("case", "tokens/s", "of limit", "x peer", "p50, p95 ms", "CPU s/GB")
+    table = Table("case", "tokens/s", "of limit", "of streams", "x peer")
+    table.add_column("p50, p95 ms")
+    table.add_column("CPU s/GB")
     table.columns[0].no_wrap = True
     for row in rows:
-        cpu = row["cpu_s_per_gb"]
+        cpu, streams = row["cpu_s_per_gb"], row.get("ratio_to_raw_stream")
         table.add_row(
             row["case"],
             f"{row['tokens_per_s']:,.0f}",
             f"{row['ratio_to_limit']:.3f}",
+            "-" if streams is None else f"{streams:.3f}",
             f"{row['ratio_to_peer']:.1f}",
             f"{row['microbatch_p50_ms']:,.0f}, {row['microbatch_p95_ms']:,.0f}",
             "-" if cpu is None else f"{cpu:.2f}",

@@ -49,6 +49,11 @@ LIMIT = """
 report = {"tokens_per_s": 800.0, "device_to_host_bytes_per_token": 132.0}
 write(argument("--json"), json.dumps(report))
 """
+STREAMS = """
+report = {"there_bytes_per_s": 70000.0, "back_bytes_per_s": 66000.0}
+assert "--device" not in sys.argv
+write(argument("--json"), json.dumps(report))
+"""
 PEER = """
 if "--serve" in sys.argv:
     assert "--servers" not in sys.argv
@@ -67,20 +72,27 @@ write(argument("--json"), json.dumps({"tokens_per_s": speeds[argument("--wire")]
 @pytest.fixture
 def make_bench(tmp_path, monkeypatch):
     """``make_bench(*more)`` of a toy experiment, with more arguments."""
-    config = load_config("configs/relay.py", ["--config.model.sequence_length=40"])
+    length = "--config.model.sequence_length=40"
+    configs = {
+        same_host: load_config(
+            "configs/relay.py", [length, f"--config.tuning.same_host={same_host}"]
+        )
+        for same_host in (True, False)
+    }
     scripts = tmp_path / "scripts"
     scripts.mkdir()
     (scripts / "__init__.py").write_text("")
     sources = {"launch": LAUNCH, "relay_limit": LIMIT, "relay_peer": PEER}
+    sources |= {"relay_streams": STREAMS}
     for name, source in sources.items():
         (scripts / f"{name}.py").write_text(STAND_IN + source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(relay_bench, "POLL_S", 0.01)
 
-    def make(*more):
+    def make(*more, same_host=True):
         return RelayBench(
             case=relay_cases.CASES[0],
-            config=config,
+            config=configs[same_host],
             experiment=["--config", "x", *more],
             device="cpu",
             cards=[],
@@ -94,7 +106,7 @@ def make_bench(tmp_path, monkeypatch):
 
 def test_a_case_is_measured_against_its_limit_and_the_fastest_wire(make_bench):
     console = Console(file=io.StringIO(), width=200)
-    steady, closing = make_bench().rows(3, console)
+    *_, (steady, closing) = make_bench().rounds(3, console)
     # 10 microbatches of 40 tokens per second.
     assert steady["case"] == "cpu_w512_s2"
     assert steady["tokens_per_s"] == pytest.approx(400)
@@ -106,7 +118,7 @@ def test_a_case_is_measured_against_its_limit_and_the_fastest_wire(make_bench):
     assert steady["device_to_host_bytes_per_token"] == 132
     assert steady["cpu_s_per_gb"] is None
     assert steady["microbatches_per_step"] is None
-    assert steady["rounds"] == 3
+    assert steady["rounds"] == 3 and "ratio_to_raw_stream" not in steady
     assert closing["case"] == "cpu_w512_s2_with_step_close"
     assert closing["tokens_per_s"] == 400 and closing["microbatches_per_step"] == 512
     lines = console.file.getvalue().splitlines()
@@ -115,14 +127,26 @@ def test_a_case_is_measured_against_its_limit_and_the_fastest_wire(make_bench):
     assert "cpu_w512_s2_with_step_close" in console.file.getvalue()
 
 
+def test_peers_that_meet_through_libp2p_are_compared_with_raw_streams(make_bench):
+    console = Console(file=io.StringIO(), width=200)
+    [[steady, closing]] = make_bench(same_host=False).rounds(1, console)
+    for row in (steady, closing):
+        # 136,000 bytes a second, at 136 of a token.
+        assert row["raw_stream_tokens_per_s"] == pytest.approx(1000)
+        assert row["ratio_to_raw_stream"] == pytest.approx(0.4)
+    console.print(relay_table([steady]))
+    assert "0.400" in console.file.getvalue()
+
+
 def test_a_system_that_fails_tells_its_last_words(make_bench):
     with pytest.raises(ProcessDied, match="out of memory"):
-        make_bench("--fail").rows(1, Console(file=io.StringIO()))
+        list(make_bench("--fail").rounds(1, Console(file=io.StringIO())))
 
 
 def test_a_baseline_that_stalls_is_started_again(make_bench):
     console = Console(file=io.StringIO(), width=200)
-    steady, _ = make_bench("--stall").rows(2, console)
+    first, (steady, _) = make_bench("--stall").rounds(2, console)
+    assert [row["rounds"] for row in (*first, steady)] == [1, 1, 2]
     assert steady["peer_tokens_per_s"] == 20
     assert console.file.getvalue().count("0 microbatches in 1 s are too few") == 1
 

@@ -201,20 +201,21 @@ def test_what_a_stage_is_measured_with_is_random():
         assert 0 <= targets_BL.min() and targets_BL.max() < config.model.vocab_size
 
 
-def test_each_case_of_the_relay_is_written_when_it_is_over(tmp_path, monkeypatch):
+def test_each_round_of_the_relay_is_written_when_it_is_over(tmp_path, monkeypatch):
     path, seen = tmp_path / "relay.json", []
 
     class Bench:
         def __init__(self, *, case, **_):
             self._name = case.name
 
-        def rows(self, repeats, console):
+        def rounds(self, repeats, console):
             seen.append(json.loads(path.read_text()) if path.exists() else None)
             if self._name == "dies":
                 raise ProcessDied("out of memory")
+            yield [{"case": self._name, "rounds": 1}]
             if self._name == "is cut short":
                 raise KeyboardInterrupt
-            return [{"case": self._name}]
+            yield [{"case": self._name, "rounds": 2}]
 
     names = ["works", "dies", "is cut short", "never runs"]
     cases = [Case(name=name, cards=0) for name in names]
@@ -224,6 +225,8 @@ def test_each_case_of_the_relay_is_written_when_it_is_over(tmp_path, monkeypatch
         benchmark.main(["relay", "--json", str(path)])
     assert seen[0] is None and seen[1]["missing"] == names[1:]
     report = json.loads(path.read_text())
-    assert report["rows"] == [{"case": "works"}] and report["failed"] == ["dies"]
+    rounds = [(row["case"], row["rounds"]) for row in report["rows"]]
+    assert rounds == [("works", 2), ("is cut short", 1)]
+    assert report["failed"] == ["dies"]
     assert report["missing"] == names[2:] and "torch" in report
     assert list(tmp_path.iterdir()) == [path]
