@@ -53,6 +53,7 @@ from rich.console import Console
 from scripts import benchmark_options, benchmarks
 from swarm_jax.launcher import flags
 from swarm_jax.launcher.processes import ProcessDied
+from swarm_jax.launcher.signals import exit_on_signals
 from swarm_jax.metrics import write_json
 
 MEASURE = {
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = flags.experiment(args)
     benchmarks.check(args, config)
     console = Console(highlight=False)
+    exit_on_signals()
     with tempfile.TemporaryDirectory(prefix="swarm_jax-benchmark-") as folder:
         try:
             report = MEASURE[args.what](args, config, Path(folder), console)

@@ -4,6 +4,7 @@ They take the script's arguments, the experiment, a folder for what is written a
 console to report to; they return the report.
 """
 
+import functools
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -215,6 +216,10 @@ def _save(args, report: dict[str, Any]) -> None:
         write_json(args.json, report)
 
 
+def _save_rows(args, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    _save(args, about | {"rows": rows})
+
+
 def data(args, config, folder: Path, console: Console) -> dict[str, Any]:
     with imports.many():
         from scripts.data_speed import data_speed
@@ -249,24 +254,27 @@ def wan(args, config, folder: Path, console: Console) -> dict[str, Any]:
     flags.use_device(args.device)
     with imports.many():
         from scripts.wan import wan_figures, wan_table
-    rows = wan_figures(args, console)
+    about = {"stages": args.stages} | benchmark.machine(args.device)
+    rows = wan_figures(args, console, functools.partial(_save_rows, args, about))
     console.print(wan_table(rows))
-    return {"stages": args.stages, "rows": rows} | benchmark.machine(args.device)
+    return about | {"rows": rows}
 
 
 def close(args, config, folder: Path, console: Console) -> dict[str, Any]:
     flags.use_device(args.device)
     with imports.many():
         from scripts.close_speed import close_figures, close_tables
-    report = close_figures(args, console)
+    about = {"repeats": args.repeats} | benchmark.machine(args.device)
+    report = close_figures(args, console, lambda found: _save(args, about | found))
     for table in close_tables(report):
         console.print(table)
-    return report | {"repeats": args.repeats} | benchmark.machine(args.device)
+    return about | report
 
 
 def delayed(args, config, folder: Path, console: Console) -> dict[str, Any]:
     with imports.many():
         from scripts.delayed_speed import delayed_figures, delayed_table
-    rows = delayed_figures(args, console)
+    about = {"repeats": args.repeats} | benchmark.machine(args.device)
+    rows = delayed_figures(args, console, functools.partial(_save_rows, args, about))
     console.print(delayed_table(rows))
-    return {"rows": rows, "repeats": args.repeats} | benchmark.machine(args.device)
+    return about | {"rows": rows}

@@ -183,9 +183,13 @@ async def _device_figures(num_mb: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def close_figures(args, console) -> dict[str, Any]:
-    """All rows; the arguments are ``scripts.benchmark``'s."""
-    rows = []
+def close_figures(args, console, save) -> dict[str, Any]:
+    """All rows; the arguments are ``scripts.benchmark``'s.
+
+    Args:
+        save: Called with the report when something has been measured.
+    """
+    report: dict[str, Any] = {"reduce": [], "device_times": []}
     for num_mb, peers, wire, rtt_ms in itertools.product(
         args.parameters_mb, args.peers, args.wires, args.rtt_ms or [0.0]
     ):
@@ -198,13 +202,16 @@ def close_figures(args, console) -> dict[str, Any]:
             dilation=args.dilation or 1.0,
             repeats=args.repeats,
         )
-        rows.append(row)
+        report["reduce"].append(row)
+        save(report)
         console.print(
             f"{num_mb} MB, {peers} peers, {wire}, {rtt_ms:g} ms: "
             f"{row['ratio_to_bound']:.2f} times the bound"
         )
-    devices = [device_figures(num_mb, args.repeats) for num_mb in args.parameters_mb]
-    return {"reduce": rows, "device_times": devices}
+    for num_mb in args.parameters_mb:
+        report["device_times"].append(device_figures(num_mb, args.repeats))
+        save(report)
+    return report
 
 
 def close_tables(report: dict[str, Any]) -> Iterator[Table]:

@@ -87,13 +87,18 @@ async def step_s(
     return took_s / steps / dilation
 
 
-def delayed_figures(args, console) -> list[dict[str, Any]]:
-    """All rows, in turn; the arguments are ``scripts.benchmark``'s."""
+def delayed_figures(args, console, save) -> list[dict[str, Any]]:
+    """All rows, in turn; the arguments are ``scripts.benchmark``'s.
+
+    Args:
+        save: Called with the rows so far, when there is one more.
+    """
     rows = []
     names = "models", "tflops", "rtt_ms", "peers", "parameters_mb", "wires"
     with quiet(), Proxy() as proxy:
         for what in itertools.product(*(getattr(args, name) for name in names)):
             rows.append(_row(args, proxy, *what))
+            save(rows)
             row = rows[-1]
             console.print(
                 f"{row['case']}, {row['rtt_ms']:g} ms, {row['parameters_mb']} MB: "

@@ -203,8 +203,12 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def wan_figures(args, console) -> list[dict[str, Any]]:
-    """All rows, in turn; the arguments are ``scripts.benchmark``'s."""
+def wan_figures(args, console, save) -> list[dict[str, Any]]:
+    """All rows, in turn; the arguments are ``scripts.benchmark``'s.
+
+    Args:
+        save: Called with the rows so far, when there is one more.
+    """
     rows = []
     with quiet(), Proxy() as proxy:
         for name in args.models:
@@ -229,6 +233,7 @@ def wan_figures(args, console) -> list[dict[str, Any]]:
                         )
                     )
                     rows.append({"case": name} | row)
+                    save(rows)
                     console.print(
                         f"{name}, {rtt_ms:g} ms, {tflops:g} TFLOP/s: "
                         f"{row['utilisation']:.1%} of {row['roofline']:.1%}"

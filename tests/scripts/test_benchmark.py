@@ -1,11 +1,16 @@
 """scripts.benchmark: what it refuses; the store and the codecs that it measures."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
-from scripts import benchmark, benchmarks, mesh_speed
+from scripts import benchmark, benchmarks, close_speed, mesh_speed
 from scripts.codec_speed import codec_figures
 from scripts.stage_speed import random_microbatch
 from scripts.store_speed import store_speed
@@ -230,3 +235,31 @@ def test_each_round_of_the_relay_is_written_when_it_is_over(tmp_path, monkeypatc
     assert report["failed"] == ["dies"]
     assert report["missing"] == names[2:] and "torch" in report
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_of_a_run_that_is_cut_short_are_kept(tmp_path, monkeypatch):
+    path = tmp_path / "close.json"
+
+    def reduce_figures(*, peers, **_):
+        if peers > 2:
+            raise KeyboardInterrupt
+        return {"peers": peers, "ratio_to_bound": 1.0}
+
+    monkeypatch.setattr(close_speed, "reduce_figures", reduce_figures)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main(["close", "--peers", "2", "4", "--json", str(path)])
+    report = json.loads(path.read_text())
+    assert [row["peers"] for row in report["reduce"]] == 3 * [2]
+    assert report["device_times"] == [] and report["cores"] > 0
+
+
+def test_a_benchmark_that_is_told_to_stop_leaves_nothing(tmp_path):
+    command = [sys.executable, "-m", "scripts.benchmark", "codecs", "--shape", "1", "2"]
+    command += ["8", "--repeats", "1000000000"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment) as running:
+        while running.poll() is None and not list(tmp_path.iterdir()):
+            time.sleep(0.01)
+        running.terminate()
+    assert running.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
