@@ -4,7 +4,6 @@ They take the script's arguments, the experiment, a folder for what is written a
 console to report to; they return the report.
 """
 
-import functools
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -216,10 +215,6 @@ def _save(args, report: dict[str, Any]) -> None:
         write_json(args.json, report)
 
 
-def _save_rows(args, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    _save(args, about | {"rows": rows})
-
-
 def data(args, config, folder: Path, console: Console) -> dict[str, Any]:
     with imports.many():
         from scripts.data_speed import data_speed
@@ -255,7 +250,7 @@ def wan(args, config, folder: Path, console: Console) -> dict[str, Any]:
     with imports.many():
         from scripts.wan import wan_figures, wan_table
     about = {"stages": args.stages} | benchmark.machine(args.device)
-    rows = wan_figures(args, console, functools.partial(_save_rows, args, about))
+    rows = wan_figures(args, console, lambda rows: _save(args, about | {"rows": rows}))
     console.print(wan_table(rows))
     return about | {"rows": rows}
 
@@ -275,6 +270,8 @@ def delayed(args, config, folder: Path, console: Console) -> dict[str, Any]:
     with imports.many():
         from scripts.delayed_speed import delayed_figures, delayed_table
     about = {"repeats": args.repeats} | benchmark.machine(args.device)
-    rows = delayed_figures(args, console, functools.partial(_save_rows, args, about))
+    rows = delayed_figures(
+        args, console, lambda rows: _save(args, about | {"rows": rows})
+    )
     console.print(delayed_table(rows))
     return about | {"rows": rows}

@@ -14,7 +14,7 @@ class RawStream(asyncio.BufferedProtocol):
         received_bytes: So far.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+    def __init__(self, writer: asyncio.StreamWriter):
         self.received_bytes = 0
         self._chunk = memoryview(bytes(MAX_CHUNK_BYTES))
         self._room = memoryview(bytearray(RECEIVE_BYTES))
@@ -23,7 +23,8 @@ class RawStream(asyncio.BufferedProtocol):
         self._transport.set_write_buffer_limits(high=0)
         self._transport.set_protocol(self)
         self._is_writable = True
-        asyncio.get_running_loop().call_soon(self._write)
+        self._loop = asyncio.get_running_loop()
+        self._loop.call_soon(self._write)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._room
@@ -36,11 +37,13 @@ class RawStream(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._is_writable = True
-        self._write()
+        self._loop.call_soon(self._write)
 
     def close(self) -> None:
         self._transport.abort()
 
     def _write(self) -> None:
-        while self._is_writable and not self._transport.is_closing():
-            self._transport.write(self._chunk)
+        """One chunk in a turn of the loop, or nothing else would ever have its turn."""
+        self._transport.write(self._chunk)
+        if self._is_writable and not self._transport.is_closing():
+            self._loop.call_soon(self._write)

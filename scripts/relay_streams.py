@@ -59,7 +59,7 @@ async def _listen(pipe: Connection) -> None:
     streams = []
 
     async def accept(info, reader, writer) -> None:
-        streams.append(RawStream(reader, writer))
+        streams.append(RawStream(writer))
 
     try:
         await node.p2p.add_binary_stream_handler(PROTOCOL, accept)
@@ -91,8 +91,8 @@ async def _bytes_per_s(
 
     try:
         for _ in range(count):
-            opened = await node.open_stream(peer, PROTOCOL, timeout_s=DIAL_TIMEOUT_S)
-            streams.append(RawStream(*opened))
+            _, writer = await node.open_stream(peer, PROTOCOL, timeout_s=DIAL_TIMEOUT_S)
+            streams.append(RawStream(writer))
         await asyncio.sleep(WARM_S)
         began_s, *before = await carried()
         await asyncio.sleep(seconds)
