@@ -24,6 +24,7 @@ from swarm_jax.net.parts import PART_CODECS
 
 MB = 1_000_000
 WIDTH = 1024
+PARTS = "alone", "read", "load", "update"
 BLOCK_BYTES = 12 * WIDTH**2 * 4
 
 
@@ -160,9 +161,11 @@ async def _device_figures(num_mb: int, repeats: int) -> dict[str, Any]:
     config.swarm.layers_per_stage = (1, blocks, 1)
     config.swarm.microbatch_size = 1
     compute = make_compute(config, 1, inline=True)
-    times_s: dict[str, list[float]] = {"read": [], "load": [], "update": []}
+    times_s: dict[str, list[float]] = {part: [] for part in PARTS}
     for _ in range(repeats + 1):
         began_s = time.perf_counter()
+        await compute.reduce_alone(1.0)
+        alone_s = time.perf_counter()
         gradient = await compute.gradient_sum(1.0)
         read_s = time.perf_counter()
         await compute.load_reduced(gradient)
@@ -173,7 +176,8 @@ async def _device_figures(num_mb: int, repeats: int) -> dict[str, Any]:
         digest_from_s = time.perf_counter()
         await compute.digest()
         digest_s = time.perf_counter() - digest_from_s
-        times_s["read"].append(read_s - began_s)
+        times_s["alone"].append(alone_s - began_s)
+        times_s["read"].append(read_s - alone_s)
         times_s["load"].append(loaded_s - read_s)
         times_s["update"].append(digest_from_s - loaded_s - digest_s)
     compute.close()
@@ -238,9 +242,10 @@ def close_tables(report: dict[str, Any]) -> Iterator[Table]:
             f"{row['cpu_share']:.0%}",
         )
     yield table
-    table = Table("parameters, MB", "read sum, s", "load mean, s", "update, s")
+    heads = "reduce alone, s", "read sum, s", "load mean, s", "update, s"
+    table = Table("parameters, MB", *heads)
     for row in report["device_times"]:
-        parts = (statistics.median(row[f"{p}_s"]) for p in ("read", "load", "update"))
+        parts = (statistics.median(row[f"{part}_s"]) for part in PARTS)
         table.add_row(str(row["parameters_mb"]), *(f"{part:.3f}" for part in parts))
     yield table
 

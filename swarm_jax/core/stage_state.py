@@ -1,10 +1,8 @@
 """What a stage server knows of its place in the step protocol: no tensors, no I/O."""
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import NamedTuple
-
-import numpy as np
 
 from swarm_jax.core.ids import NO_ROUND, MicrobatchID, Round
 from swarm_jax.core.ledger import Ledger, ledger_digest
@@ -38,7 +36,7 @@ class StageState:
         changing: Whether device and ledger are being changed together (update, drop,
             new state): until that is over nothing may enter a sum.
         held: Whether the sum of this step must stay as it is; the early one need not.
-        prepared: (step, digest of the all-reduced gradient), if it holds one.
+        prepared: (step, name of the reduced gradient), if the device holds one.
     """
 
     def __init__(self, stage: int, staleness: int = 0):
@@ -123,16 +121,14 @@ class StageState:
     def ledger_digest(self) -> str:
         return ledger_digest(self.ledger.counted)
 
-    def prepare(self, gradients: Iterable[bytes | np.ndarray]) -> None:
-        """Notes that the device holds the all-reduced gradient of this step.
+    def prepare(self, gradient: str) -> None:
+        """Notes that the device holds the reduced gradient of this step.
 
         Args:
-            gradients: C-contiguous arrays, or bytes.
+            gradient: A digest of its bytes; or, where no other peer has it, any name
+                that is given once.
         """
-        digest = hashlib.sha256()
-        for gradient in gradients:
-            digest.update(gradient)
-        self.prepared = (self.step, digest.hexdigest())
+        self.prepared = (self.step, gradient)
 
     def commit(self, gradient_norm: float | None) -> None:
         """Goes on to the next step; None for a step that is skipped.

@@ -76,6 +76,17 @@ class Backward:
     compute_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """Attributes:
+    squared_norm: Of the gradient that the device took.
+    digest: SHA-256 of its bytes.
+    """
+
+    squared_norm: float
+    digest: str
+
+
 class Compute(Protocol):
     """One stage on one device: parameters, optimizer state, one gradient sum.
 
@@ -167,10 +178,18 @@ class Compute(Protocol):
         """Adds a stage peer's gradient sum; False, and nothing added, if not finite."""
         ...
 
-    async def load_reduced(self, gradients: Arrays) -> float:
-        """Takes the all-reduced gradient into a buffer; returns its squared norm.
+    async def load_reduced(self, gradients: Arrays) -> Reduced:
+        """Takes the all-reduced gradient into a buffer.
 
-        The last stage leaves the tied leaf out, which the first one counts.
+        The last stage leaves the tied leaf out of the norm: the first one counts it.
+        """
+        ...
+
+    async def reduce_alone(self, scale: float) -> float:
+        """Takes the gradient sum times ``scale`` into the buffer; its squared norm.
+
+        Both are what ``load_reduced`` of ``gradient_sum(scale)`` would give, to the
+        bit, but nothing leaves the device. Not for a stage with a tied leaf.
         """
         ...
 

@@ -186,9 +186,8 @@ class Joining:
         if not state.can_commit:
             if name not in self._reduced:
                 return False
-            mean = self._reduced[name]
-            await self._compute.load_reduced(mean)
-            state.prepare(mean)
+            reduced = await self._compute.load_reduced(self._reduced[name])
+            state.prepare(reduced.digest)
             return True
         if record is None:
             return False

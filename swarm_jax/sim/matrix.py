@@ -35,6 +35,7 @@ class Phase:
 
     Attributes:
         event: At a stage peer.
+        event_alone: The same at a peer that closes steps alone, if it is another.
         trainer_event: At the trainer, or at the peer of stage 0 if ``at_stage_0``;
             empty if a trainer is never in this phase.
         nth: Which of these events.
@@ -50,6 +51,7 @@ class Phase:
     at_s: float = 0.0
     after: str = ""
     begins: str = ""
+    event_alone: str = ""
 
 
 PHASES = {
@@ -67,7 +69,10 @@ PHASES = {
     ),
     "while collecting": Phase("request_arrived collect", "request_sent collect", nth=5),
     "mid-all-reduce": Phase(
-        "allreduce_joined allreduce", "allreduce_joined allreduce", True
+        "allreduce_joined allreduce",
+        "allreduce_joined allreduce",
+        True,
+        event_alone="device_started reduce_alone",
     ),
     "between prepare and commit": Phase("answered prepare", "request_sent commit"),
     "mid-join as joiner": Phase("request_sent chunk", nth=1, begins="join"),
@@ -168,7 +173,7 @@ def cells() -> Iterator[Cell]:
                 yield Cell(*place, next(reasons, ""))
 
 
-def schedule_of(cell: Cell) -> Schedule:
+def schedule_of(cell: Cell, *, tied_head: bool = False) -> Schedule:
     """The cell's run. Its last fault is the cell's own; the others lead there."""
     phase, stage = PHASES[cell.phase], ROLES[cell.role]
     is_trainer, is_joiner = cell.role == "trainer", cell.phase == "mid-join as joiner"
@@ -177,10 +182,12 @@ def schedule_of(cell: Cell) -> Schedule:
     peer = TRAINER if is_trainer else f"stage{stage}-{2 if is_joiner else 0}"
     where = "stage0-0" if is_trainer and phase.at_stage_0 else ""
     gives = cell.role == "donor" and phase.begins != "join"
+    reduces_alone = alone and not gives and not (tied_head and stage in (0, 2))
+    event = phase.event_alone if reduces_alone and phase.event_alone else phase.event
     strike = replace(
         FAULTS[cell.fault],
         peer=peer,
-        when=phase.trainer_event if is_trainer else phase.event,
+        when=phase.trainer_event if is_trainer else event,
         where=where,
         after="request_arrived manifest" if gives else phase.after,
         nth=1 if gives else phase.nth,
@@ -188,7 +195,7 @@ def schedule_of(cell: Cell) -> Schedule:
     )
     leads_there = list(_begin(phase, where or peer, gives, counts))
     trainers = 1 if alone else 2
-    return Schedule(tuple(counts), trainers, (*leads_there, strike))
+    return Schedule(tuple(counts), trainers, (*leads_there, strike), tied_head)
 
 
 def _begin(phase: Phase, peer: str, gives: bool, counts: list[int]) -> Iterator[Fault]:

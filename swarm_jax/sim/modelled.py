@@ -7,6 +7,7 @@ same bits, and one that lost, doubled or misplaced a microbatch does not.
 """
 
 import asyncio
+import hashlib
 import heapq
 import itertools
 import zlib
@@ -18,7 +19,7 @@ import numpy as np
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.errors import Abandoned
-from swarm_jax.roles.compute import Arrays, Backward, Count, Forward
+from swarm_jax.roles.compute import Arrays, Backward, Count, Forward, Reduced
 from swarm_jax.sim.data import Microbatch
 
 WIDTH = 3
@@ -201,16 +202,27 @@ class ModelledCompute:
 
         return await self._control("add_to_sum", work)
 
-    async def load_reduced(self, gradients: Arrays) -> float:
-        def work() -> float:
+    async def load_reduced(self, gradients: Arrays) -> Reduced:
+        def work() -> Reduced:
             self._reduced = np.array(gradients)
-            return float((self._reduced[: self._counts_norm_of] ** 2).sum())
+            digest = hashlib.sha256(self._reduced).hexdigest()
+            return Reduced(self._squared_norm(), digest)
 
         return await self._control("load_reduced", work)
 
+    async def reduce_alone(self, scale: float) -> float:
+        def work() -> float:
+            self._reduced = self._sum * scale
+            return self._squared_norm()
+
+        return await self._control("reduce_alone", work)
+
+    def _squared_norm(self) -> float:
+        return float((self._reduced[: self._counts_norm_of] ** 2).sum())
+
     async def apply(self, gradient_norm: float) -> None:
         def work() -> None:
-            assert self._reduced is not None, "apply without load_reduced"
+            assert self._reduced is not None, "apply without a reduced gradient"
             self._previous = [self._choose(0), *self._previous][: 1 + self._staleness]
             self._previous_tied = self._reduced[self.tied_leaf or 0]
             self._params = self._params + self._reduced

@@ -150,7 +150,7 @@ class Closes:
     tied table are of two stages, with the ledgers of the rounds beside them.
 
     Attributes:
-        groups: Ledgers by peer, by group of an all-reduce.
+        groups: Ledgers by peer, by group of an all-reduce, or of one peer alone.
         terms: Trainers and term numbers that asked anybody for anything.
     """
 
@@ -172,6 +172,11 @@ class Closes:
                 joins = state.state == JOINING
                 counted = frozenset() if joins else state.ledger.counted
                 self.groups[event.header["group_id"]][event.peer] = counted
+            case "device_started", "reduce_alone":
+                state = self._servers[event.peer].state
+                group_id = f"{event.peer} alone/{state.generation}/{state.step}"
+                self.groups[group_id] = {event.peer: state.ledger.counted}
+                self._means[event.peer, state.generation, state.step] = group_id
             case "allreduce_ready", _:
                 group_id = event.header["group_id"]
                 generation = self._servers[event.peer].state.generation

@@ -25,6 +25,7 @@ DEVICE = {
     "device_started apply": 4,
     "device_done apply": 4,
     "device_done load_reduced": 4,
+    "device_done reduce_alone": 4,
     "device_done load_state": 1,
     "allreduce_joined allreduce": 4,
     "allreduce_ready allreduce": 4,

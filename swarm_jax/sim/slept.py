@@ -4,14 +4,17 @@ For swarms whose network is real and whose accelerators are not: on a real event
 it sleeps as long as ``ModelledCompute`` does on a virtual one.
 """
 
+import asyncio
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.net.protocols import ArraySpec, spec_of
-from swarm_jax.roles.compute import Arrays, Backward, Count, Forward
+from swarm_jax.roles.compute import Arrays, Backward, Count, Forward, Reduced
 from swarm_jax.sim.modelled import FORWARD, WIDTH, ModelledCompute
 
 
@@ -89,8 +92,10 @@ class SleptCompute(ModelledCompute):
         found = await super().gradient_sum(scale, tied_scale)
         return found if self._gradient is None else [self._gradient]
 
-    async def load_reduced(self, gradients: Arrays) -> float:
-        return await super().load_reduced(self._sum)
+    async def load_reduced(self, gradients: Arrays) -> Reduced:
+        digest = await asyncio.to_thread(hashlib.sha256, gradients[0])
+        reduced = await super().load_reduced(self._sum)
+        return replace(reduced, digest=digest.hexdigest())
 
     def _nothing(self) -> Backward:
         return self._add(np.zeros(WIDTH), self._grad_x, 0.0, None)

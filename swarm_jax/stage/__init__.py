@@ -13,6 +13,7 @@ residuals.py        which microbatches' residuals stay on the device
 memory.py           how many of them fit
 home.py             whether parameters and optimizer state are on the device
 queue.py            the order in which a device works
+results.py          what a device gives back
 compute.py          one stage on one device: programs, state and queue together
 inline.py           the device in the event loop's thread: tests, virtual time
 threaded.py         the device behind a dispatch thread: live

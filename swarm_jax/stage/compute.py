@@ -6,11 +6,10 @@ the work is done is the runner's matter: ``inline.py`` or ``threaded.py``.
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,60 +19,8 @@ from swarm_jax.stage.home import Home
 from swarm_jax.stage.programs import StagePrograms
 from swarm_jax.stage.queue import DeviceQueue, Kind, Operation, Runner, at_once
 from swarm_jax.stage.residuals import Kept, ResidualBudget
+from swarm_jax.stage.results import Arrays, Backward, Count, Forward, Reduced
 from swarm_jax.stage.specs import difference, specs_of
-
-Arrays = Sequence[np.ndarray]
-
-
-class Count(Protocol):
-    """Joins "add to the gradient sum" and "put the id in the ledger" into one action.
-
-    Both methods are called in the event loop's thread.
-
-    Attributes:
-        is_early: From ``start`` on, with delayed updates: whether the gradient belongs
-            to the sum of the next step.
-    """
-
-    is_early: bool
-
-    def start(self) -> bool:
-        """Called just before the device starts; False: abandon the work."""
-        ...
-
-    def settle(self, finite: bool, loss_sum: float) -> None:
-        """Called once; the gradient is in the sum if and only if ``finite``."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """Attributes:
-    y: Encoded output of the stage.
-    residuals: What ``backward`` needs; None unless it was asked to be kept.
-    finite: Whether all of the output is finite.
-    compute_s: Seconds on the device, without waiting in its queue.
-    """
-
-    y: Arrays
-    residuals: Any
-    finite: bool
-    compute_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Backward:
-    """Attributes:
-    grad_x: Encoded gradient of the stage's input; empty on the first stage.
-    loss_sum: Sum of the loss over the microbatch's loss tokens (last stage), else 0.
-    finite: Whether the loss and all gradients that were asked for are finite.
-    compute_s: Seconds on the device, without waiting in its queue.
-    """
-
-    grad_x: Arrays
-    loss_sum: float
-    finite: bool
-    compute_s: float
 
 
 class StageCompute:
@@ -272,16 +219,29 @@ class StageCompute:
 
         return await self._run("add_to_sum", launch, bool)
 
-    async def load_reduced(self, gradients: Arrays) -> float:
+    async def load_reduced(self, gradients: Arrays) -> Reduced:
+        digest = self._aside(partial(_digest, gradients))
+
         def launch():
             self._reduced = self._copied(self._home, self._structure, gradients)
             return self._programs.squared_norm(self._reduced)
 
-        return await self._run("load_reduced", launch, float)
+        squared_norm = await self._run("load_reduced", launch, float)
+        return Reduced(squared_norm, await asyncio.wrap_future(digest))
+
+    async def reduce_alone(self, scale: float) -> float:
+        assert self.tied_leaf is None, "others have a part in the tied leaf"
+
+        def launch():
+            reduced = self._programs.scale(self._gradient_sum, scale, scale)
+            self._reduced = self._home.take(reduced)
+            return self._programs.squared_norm(self._reduced)
+
+        return await self._run("reduce_alone", launch, float)
 
     async def apply(self, gradient_norm: float) -> None:
         def launch():
-            assert self._reduced is not None, "apply without load_reduced"
+            assert self._reduced is not None, "apply without a reduced gradient"
             # Dropped before, not after: the update is when memory is shortest.
             gradients, self._reduced, self._gradient_sum = self._reduced, None, None
             self._keep_weights(1 + self._staleness)
@@ -495,5 +455,5 @@ def _to_host(tree: Any) -> list[np.ndarray]:
 def _digest(tree: Any) -> str:
     digest = hashlib.sha256()
     for array in _to_host(tree):
-        digest.update(array.tobytes())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return digest.hexdigest()

@@ -41,6 +41,10 @@ class Home:
             return tree
         return jax.device_put(tree, jax.local_devices()[0])
 
+    def take(self, tree: Any) -> Any:
+        """From the device that serves; without a copy if that is its home."""
+        return tree if self.host is None else jax.device_put(tree, self.host)
+
     def shapes(self, tree: Any) -> Any:
         """Of what is at home, for programs that are compiled ahead."""
         return tree if self.host is None else _placed(tree, self.host)

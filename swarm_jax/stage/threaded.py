@@ -77,7 +77,7 @@ class ThreadedCompute(StageCompute):
 
 
 class _Threads:
-    """Runner with threads that launch, fetch, upload, and bring over whole states.
+    """Runner with threads that launch, fetch, upload, and do what takes long.
 
     Args:
         depth: Operations that are waited for at once.
@@ -89,7 +89,7 @@ class _Threads:
         self._launcher = ThreadPoolExecutor(1, "device")
         self._fetchers = ThreadPoolExecutor(depth, "fetch")
         self._uploaders = ThreadPoolExecutor(2, "upload")
-        self._states = ThreadPoolExecutor(1, "state")
+        self._aside = ThreadPoolExecutor(2, "aside")
         self._begun: Future = Future()
         self._is_closed = False
 
@@ -138,11 +138,11 @@ class _Threads:
         return self._uploaders.submit(put).result
 
     def aside(self, work: Callable[[], Any]) -> Future:
-        return self._states.submit(work)
+        return self._aside.submit(work)
 
     def close(self) -> None:
         """Waits for what has been started; nothing new may be started after."""
         self._is_closed = True
-        executors = self._launcher, self._fetchers, self._uploaders, self._states
+        executors = self._launcher, self._fetchers, self._uploaders, self._aside
         for executor in executors:
             executor.shutdown()

@@ -47,15 +47,15 @@ def test_nothing_enters_the_sum_while_device_and_ledger_change():
 def test_a_different_norm_is_a_different_lineage():
     one, other = StageState(0), StageState(0)
     for state, norm in ((one, 1.0), (other, 1.0000001)):
-        state.prepare([b"g"])
+        state.prepare("g")
         state.commit(norm)
     assert one.lineage != other.lineage
 
 
 def test_lineages_agree_exactly_when_the_gradients_did():
     same, equal, other = (StageState(0) for _ in range(3))
-    for state, gradient in ((same, b"g"), (equal, b"g"), (other, b"h")):
-        state.prepare([gradient])
+    for state, gradient in ((same, "g"), (equal, "g"), (other, "h")):
+        state.prepare(gradient)
         state.commit(1.0)
     assert same.lineage == equal.lineage != other.lineage
     assert same.step == 1 and same.last_commit == CommitRecord(0, 1.0)
@@ -78,7 +78,7 @@ def test_a_leaving_peer_counts_what_it_has_in_flight():
 
 def test_the_step_before_is_only_passed_on():
     state = StageState(1)
-    state.prepare([b"g"])
+    state.prepare("g")
     state.commit(1.0)
     before, now = MicrobatchID(0, 0), MicrobatchID(1, 0)
     assert state.can_serve(now, {1}) and state.can_serve(before, {0, 2})
@@ -124,7 +124,7 @@ def test_what_is_counted_early_is_the_ledger_of_the_next_step():
     assert state.has_counted(early) and not state.has_counted(now)
     assert state.may_count(now, NEW) and not state.may_count(early, NEW)
     state.ledger.add(0, 0.0)
-    state.prepare([b"g"])
+    state.prepare("g")
     state.commit(1.0)
     assert state.ledger.losses == {3: 1.0} and not state.early.counted
     assert not state.may_count(early, NEW)

@@ -100,7 +100,7 @@ async def train(stages):
         squared_norm = 0.0
         for stage in stages:
             gradients = await stage.gradient_sum(1 / loss_tokens)
-            squared_norm += await stage.load_reduced(gradients)
+            squared_norm += (await stage.load_reduced(gradients)).squared_norm
         for stage in stages:
             await stage.apply(squared_norm**0.5)
         losses.append(sum(loss_sums) / loss_tokens)

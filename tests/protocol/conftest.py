@@ -232,6 +232,7 @@ class Run:
         peer = f"stage{stage}-{number}"
 
         def duration_s(name: str) -> float:
+            self.counts["device_started", name, peer] += 1
             usual_s = self._durations_s.get(name, 0.002)
             return self.slow_s.pop((peer, name), usual_s)
 

@@ -47,17 +47,20 @@ def test_a_slow_all_reduce_takes_its_time_beside_the_microbatches(
         return await mean(reducing, request, contribution)
 
     monkeypatch.setattr(Reducing, "mean", slow)
-    steps, feed_s = 6, 8 * 0.3
+    steps, microbatch_s = 6, 0.6
+    feed_s = 8 * microbatch_s / 2
     outcome = play(
-        [1],
+        [2],
         steps=steps,
         delayed_updates=delayed_updates,
-        durations_s={"backward": feed_s / 8},
+        durations_s={"backward": microbatch_s},
     )
     assert outcome.verdict == "right"
     alone_s = feed_s + steps * SLOW_S
     expected_s = alone_s if delayed_updates else alone_s + (steps - 1) * feed_s
-    assert expected_s < outcome.ended_s < expected_s + 2.5
+    # A device first ends the early microbatch that it is at.
+    waiting_s = steps * microbatch_s if delayed_updates else 0.0
+    assert expected_s < outcome.ended_s < expected_s + waiting_s + 2.5
 
 
 class Sent:

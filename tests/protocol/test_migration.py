@@ -58,6 +58,7 @@ def test_a_mover_whose_old_stage_is_lost_goes_back(play, op):
 
     async def lose(run):
         await run.until(lambda: run.state("stage0-1").step == 2)
+        run.wires.delay("trainer-a", "stage0-0", 0.1)  # it dies before the next commit
         run.at("request_arrived", op, "stage1-0", lambda: run.kill("stage0-0"))
         run.swarm.servers["stage0-1"].move(1)
 

@@ -63,8 +63,8 @@ async def train(config, compute):
         await compute.loss_backward(
             [batch.inputs], batch.targets, count=Count(), order=0
         )
-        norm = await compute.load_reduced(await compute.gradient_sum(0.1))
-        await compute.apply(norm**0.5)
+        reduced = await compute.load_reduced(await compute.gradient_sum(0.1))
+        await compute.apply(reduced.squared_norm**0.5)
 
 
 def as_bytes(arrays):

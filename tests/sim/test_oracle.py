@@ -90,16 +90,17 @@ def test_a_step_closed_with_a_microbatch_missing(monkeypatch):
         lambda state: state._claimed,
         raising=False,
     )
-    load = StageControl._contribution
+    refuse = StageControl._refuse_sum
 
-    async def forgetful(control, request):
+    def forgetful(control, request):
         control._state._claimed = request.group[control._peer_id]
-        reply = await load(control, request)
+        refused = refuse(control, request)
         control._state.ledger._losses.popitem()
-        return reply
+        return refused
 
-    monkeypatch.setattr(StageControl, "_contribution", forgetful)
-    expect("took step 0 with")
+    monkeypatch.setattr(StageControl, "_refuse_sum", forgetful)
+    for peers in ((1,), (2,)):
+        expect("took step 0 with", Schedule(peers, 1, ()))
 
 
 def test_a_step_that_a_stage_never_took(monkeypatch):

@@ -39,7 +39,8 @@ async def use_everything(first, last, microbatch, count):
     for compute in (first, last):
         sums = await compute.gradient_sum(0.5)
         await compute.add_to_sum(sums)
-        await compute.apply(await compute.load_reduced(sums))
+        await compute.apply((await compute.load_reduced(sums)).squared_norm)
+        await compute.apply(await compute.reduce_alone(0.5))
         await compute.load_state(await compute.state())
         await compute.digest()
         await compute.clear()

@@ -1,5 +1,6 @@
 import asyncio
 import dataclasses
+import hashlib
 import inspect
 import threading
 from functools import partial
@@ -12,9 +13,10 @@ import pytest
 from swarm_jax.errors import Abandoned
 from swarm_jax.roles import compute as protocol
 from swarm_jax.sim.clock import run_virtual
-from swarm_jax.stage import compute as stage_compute
-from swarm_jax.stage.compute import Backward, Forward, StageCompute
+from swarm_jax.stage import compute as compute_module
+from swarm_jax.stage.compute import StageCompute
 from swarm_jax.stage.inline import InlineCompute
+from swarm_jax.stage.results import Backward, Forward, Reduced
 from swarm_jax.stage.threaded import ThreadedCompute
 
 PATIENCE_S = 10.0
@@ -78,7 +80,8 @@ async def pass_microbatch(pair, microbatch, order=0, count_type=Count):
 async def close_step(pair, scale):
     squared = 0.0
     for compute in pair:
-        squared += await compute.load_reduced(await compute.gradient_sum(scale))
+        reduced = await compute.load_reduced(await compute.gradient_sum(scale))
+        squared += reduced.squared_norm
     for compute in pair:
         await compute.apply(squared**0.5)
 
@@ -98,6 +101,7 @@ def test_it_is_the_compute_of_the_roles():
     for ours, theirs in (
         (Forward, protocol.Forward),
         (Backward, protocol.Backward),
+        (Reduced, protocol.Reduced),
     ):
         assert ours.__slots__ == theirs.__slots__
 
@@ -193,6 +197,26 @@ def test_a_bad_microbatch_is_reported_and_not_counted(make_pair, make_microbatch
     asyncio.run(scenario())
 
 
+def test_alone_it_takes_the_gradient_that_it_would_get_back(make_pair, make_microbatch):
+    async def scenario():
+        ours, theirs = make_pair(), make_pair()
+        for step in range(2):
+            for pair in (ours, theirs):
+                await pass_microbatch(pair, make_microbatch(step))
+            for one, other in zip(ours, theirs, strict=True):
+                norm = await one.reduce_alone(0.3)
+                assert as_bytes(await one.gradient_sum(1.0)) == as_bytes(
+                    await other.gradient_sum(1.0)
+                )
+                reduced = await other.load_reduced(await other.gradient_sum(0.3))
+                assert norm == reduced.squared_norm > 0
+                await one.apply(norm**0.5)
+                await other.apply(norm**0.5)
+                assert as_bytes(await one.state()) == as_bytes(await other.state())
+
+    asyncio.run(scenario())
+
+
 def test_scaled_sum_norm_and_clearing(make_pair, make_microbatch):
     async def scenario():
         first, _ = pair = make_pair()
@@ -202,7 +226,10 @@ def test_scaled_sum_norm_and_clearing(make_pair, make_microbatch):
         for one, other in zip(whole, half, strict=True):
             np.testing.assert_array_equal(one, 2 * other)
         squared = sum(float(np.sum(np.square(array))) for array in half)
-        assert await first.load_reduced(half) == pytest.approx(squared, rel=1e-5)
+        reduced = await first.load_reduced(half)
+        assert reduced.squared_norm == pytest.approx(squared, rel=1e-5)
+        digest = hashlib.sha256(b"".join(array.tobytes() for array in half))
+        assert reduced.digest == digest.hexdigest()
         await first.clear()
         assert not any(array.any() for array in await first.gradient_sum(1.0))
 
@@ -323,7 +350,7 @@ def test_state_is_a_copy(make_pair, make_microbatch):
 def test_the_device_works_on_while_a_state_comes_to_the_host(
     make_pair, make_microbatch, monkeypatch
 ):
-    to_host = stage_compute._to_host
+    to_host = compute_module._to_host
     arriving, may_arrive = threading.Event(), threading.Event()
 
     def slow_for_states(tree):
@@ -334,7 +361,7 @@ def test_the_device_works_on_while_a_state_comes_to_the_host(
 
     async def scenario():
         pair = make_pair(ThreadedCompute)
-        monkeypatch.setattr(stage_compute, "_to_host", slow_for_states)
+        monkeypatch.setattr(compute_module, "_to_host", slow_for_states)
         state = asyncio.ensure_future(pair[1].state())
         try:
             assert await asyncio.to_thread(arriving.wait, PATIENCE_S)

@@ -45,8 +45,8 @@ async def run_alone(compute, microbatch, count=None, previous=0):
 
 
 async def update(compute):
-    norm = await compute.load_reduced(await compute.gradient_sum(0.1))
-    await compute.apply(norm**0.5)
+    reduced = await compute.load_reduced(await compute.gradient_sum(0.1))
+    await compute.apply(reduced.squared_norm**0.5)
 
 
 @pytest.mark.parametrize("kind", [InlineCompute, ThreadedCompute])
@@ -112,7 +112,7 @@ def test_a_microbatch_keeps_its_weights_over_an_update(make_delayed, make_microb
         compute, batch = make_delayed(), make_microbatch(5)
         before = await run_alone(compute, batch)
         await run_alone(compute, make_microbatch(0), StepCount(), previous=1)
-        norm = await compute.load_reduced(await compute.gradient_sum(0.1))
+        norm = await compute.reduce_alone(0.1)
         other, running, updating = (
             asyncio.ensure_future(work)
             for work in (
@@ -140,7 +140,7 @@ def test_so_does_one_that_is_only_looked_at(make_delayed, make_microbatch):
 
         before = await loss()
         await run_alone(compute, make_microbatch(0), StepCount(), previous=1)
-        norm = await compute.load_reduced(await compute.gradient_sum(0.1))
+        norm = await compute.reduce_alone(0.1)
         work = run_alone(compute, make_microbatch(1)), loss(), compute.apply(norm**0.5)
         _, found, _ = await asyncio.gather(*work)
         assert found == before != await loss()

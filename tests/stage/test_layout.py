@@ -116,7 +116,7 @@ async def train(pair, steps=2):
         for compute, given in zip(pair, sums, strict=True):
             assert await compute.add_to_sum(given)
         norms = [
-            await compute.load_reduced(given)
+            (await compute.load_reduced(given)).squared_norm
             for compute, given in zip(pair, sums, strict=True)
         ]
         sums += [await compute.gradient_sum(1.0) for compute in pair]
@@ -129,6 +129,11 @@ async def train(pair, steps=2):
         seen += [array for arrays in (*passes, *sums, *states) for array in arrays]
         seen += [np.asarray(norm) for norm in norms]
     return seen
+
+
+async def close_alone(pair):
+    for compute in pair:
+        await compute.apply(await compute.reduce_alone(0.3))
 
 
 def as_bytes(arrays):
@@ -150,6 +155,21 @@ def test_what_leaves_a_mesh_equals_what_leaves_one_device(shape, kind, make_pair
     for ours, theirs in zip(found, expected, strict=True):
         assert type(ours) is np.ndarray and ours.dtype == theirs.dtype
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_alone_a_mesh_takes_the_gradient_that_it_would_get_back(shape, make_pair):
+    async def scenario():
+        ours, theirs = make_pair(shape), make_pair(shape)
+        for pair in (ours, theirs):
+            await pass_one(pair, 0)
+        await close_alone(ours)
+        for one, other in zip(ours, theirs, strict=True):
+            reduced = await other.load_reduced(await other.gradient_sum(0.3))
+            await other.apply(reduced.squared_norm)
+            assert as_bytes(await one.state()) == as_bytes(await other.state())
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("wire", ["int8", "dynamic8"])
@@ -255,6 +275,7 @@ def test_what_was_compiled_ahead_is_not_compiled_again(make_pair):
     jax.monitoring.register_event_duration_secs_listener(hear)
     try:
         asyncio.run(train(pair, steps=1))
+        asyncio.run(close_alone(pair))
     finally:
         jax.monitoring.unregister_event_duration_listener(hear)
     assert names == []

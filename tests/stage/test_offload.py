@@ -61,15 +61,19 @@ def make_pair(make_stages):
         compute.close()
 
 
-async def train(pair, microbatch):
+async def train(pair, microbatch, alone=False):
     first, last = pair
     inputs_BL, targets_BL = microbatch
     there = await first.forward((inputs_BL,), keep=True, order=0)
     back = await last.loss_backward(there.y, targets_BL, count=Count(), order=0)
     await first.backward(there.residuals, back.grad_x, count=Count(), order=0)
     for compute in pair:
-        norm = await compute.load_reduced(await compute.gradient_sum(0.1))
-        await compute.apply(norm**0.5)
+        if alone:
+            squared_norm = await compute.reduce_alone(0.1)
+        else:
+            reduced = await compute.load_reduced(await compute.gradient_sum(0.1))
+            squared_norm = reduced.squared_norm
+        await compute.apply(squared_norm**0.5)
 
 
 async def loss(pair, microbatch, previous):
@@ -98,7 +102,7 @@ def test_updates_in_main_memory_equal_those_on_the_device(
         initial = [await compute.state() for compute in pair]
         for step in range(3):
             before = await loss(pair, make_microbatch(9), previous=False)
-            await train(pair, make_microbatch(step))
+            await train(pair, make_microbatch(step), alone=host is not None)
             assert await loss(pair, make_microbatch(9), previous=True) == before
             found.append(await loss(pair, make_microbatch(9), previous=False))
             assert found[-1] != before
@@ -137,7 +141,7 @@ def test_so_do_delayed_updates(dtype, make_pair, make_microbatch):
         pair, other = (make_pair(host, dtype, True) for _ in range(2))
         found = [await losses(pair)]
         for step in range(3):
-            await train(pair, make_microbatch(step))
+            await train(pair, make_microbatch(step), alone=host is not None)
             found.append(await losses(pair))
             assert found[-1][1] == found[-2][0] != found[-1][0]
         for compute, joiner in zip(pair, other, strict=True):
@@ -171,9 +175,11 @@ def test_what_was_compiled_ahead_is_not_compiled_again(
 
     async def scenario():
         pair = make_pair(HOST, "bfloat16", residuals=residuals)
-        await pair[0].digest()
+        for compute in pair:
+            await compute.digest()
         names.clear()
         await train(pair, make_microbatch(0))
+        await train(pair, make_microbatch(1), alone=True)
         await pair[0].load_state(await pair[0].state())
 
     jax.monitoring.register_event_duration_secs_listener(hear)

@@ -1,0 +1,61 @@
+"""A stage's only peer closes steps with a gradient that never leaves its device."""
+
+import pytest
+
+from swarm_jax.core.stage_state import StageState
+from swarm_jax.roles.stage_control import StageControl
+
+
+def started(outcome, operation):
+    return outcome.count("device_started", operation)
+
+
+@pytest.mark.parametrize("delayed_updates", [False, True])
+def test_it_reads_no_sum_and_loads_no_mean(play, delayed_updates):
+    outcome = play([1, 2], steps=4, delayed_updates=delayed_updates)
+    assert outcome.verdict == "right"
+    for operation in ("gradient_sum", "load_reduced"):
+        assert outcome.count("device_started", operation, "stage0-0") == 0
+        assert outcome.count("device_started", operation, "stage1-0") == 4
+    assert outcome.count("device_started", "reduce_alone", "stage0-0") == 4
+    assert started(outcome, "reduce_alone") == 4
+
+
+def test_a_table_that_another_stage_shares_is_reduced_with_it(play):
+    outcome = play([1, 1], steps=4, tied_head=True)
+    assert outcome.verdict == "right"
+    assert (
+        started(outcome, "reduce_alone") == 0 and started(outcome, "load_reduced") == 8
+    )
+
+
+def test_a_joiner_goes_on_from_there(play):
+    """It comes while stage 1 has one peer; steps are closed with both, and with one."""
+
+    async def join_and_leave(run):
+        await run.until(lambda: run.state("stage1-0").step == 2)
+        run.swarm.start_peer(1)
+        await run.until(lambda: run.state("stage1-1").step == 5)
+        assert run.state("stage1-0").lineage == run.state("stage1-1").lineage
+        run.kill("stage1-0")
+
+    outcome = play([1, 1], join_and_leave, steps=9)
+    assert outcome.verdict == "right"
+    assert set(outcome.states) == {"stage0-0", "stage1-1"}
+    assert outcome.count("device_started", "reduce_alone", "stage1-0") > 1
+    assert outcome.count("device_started", "reduce_alone", "stage1-1") > 1
+    assert outcome.count("device_started", "gradient_sum", "stage1-1") > 1
+
+
+def test_a_sum_that_the_leader_does_not_know_is_not_taken(rule, play, monkeypatch):
+    """Once a ledger is another than the leader has heard. Off: nobody notices."""
+    rule.off(StageControl, "_refuse_sum", StageControl._refuse)
+    digest, others = StageState.ledger_digest, ["another"]
+    monkeypatch.setattr(
+        StageState,
+        "ledger_digest",
+        lambda state: others.pop() if others else digest(state),
+    )
+    outcome = play([1, 1], steps=3)
+    assert outcome.verdict == "right"
+    assert outcome.count("request_arrived", "prepare") == rule.gives(8, off=6)
