@@ -24,8 +24,8 @@ the device, and what it loses. No experiment is run.
 
 stage: how long forward, backward and update of one stage (--stage) take on the device,
 with residuals kept and with forward computed again, and how large residuals are; for
-each value of tuning.remat (--remat). With --mesh, beside one device, on several that
-share the stage.
+each value of tuning.remat (--remat). With --profile, which kernels take the time. With
+--mesh, beside one device, on several that share the stage.
 
 data: how fast text becomes tokens, and tokens microbatches.
 

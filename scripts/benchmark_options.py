@@ -90,6 +90,12 @@ def add_stage(parser: argparse.ArgumentParser) -> None:
         help="values of tuning.remat to compare (default: all; with --mesh the "
         "experiment's)",
     )
+    stage.add_argument(
+        "--profile",
+        action="store_true",
+        help="say which kernels take the time of a pass there and back, and of the "
+        "update (not with --mesh)",
+    )
     mesh_option.add_argument(
         stage,
         nargs="+",

@@ -52,6 +52,8 @@ def check(args, config) -> None:
         mesh_option.check(shape, config)
     if args.mesh and args.what != "stage":
         raise ConfigError(f"--mesh is for stage; {args.what} does not look at it")
+    if args.profile and (args.mesh or args.what != "stage"):
+        raise ConfigError("--profile is for stage, without --mesh")
     if args.seconds <= 0:
         raise ConfigError(f"--seconds {args.seconds:g}: use more than 0")
     if args.what == "wan":
@@ -225,6 +227,7 @@ def stage(args, config, folder: Path, console: Console) -> dict[str, Any]:
     flags.use_device(args.device)
     with imports.many():
         from scripts import mesh_speed, wiring
+        from scripts.kernel_times import kernel_table
         from scripts.stage_speed import stage_figures, stage_tables
     wiring.prepare_jax(config)
     if args.mesh:
@@ -232,10 +235,17 @@ def stage(args, config, folder: Path, console: Console) -> dict[str, Any]:
         about |= benchmark.machine(args.device)
         return mesh_speed.mesh_figures(args, config, about, console)
     figures = stage_figures(
-        config, args.stage, args.repeats, args.peak_tflops, args.remat or REMATS
+        config,
+        args.stage,
+        args.repeats,
+        args.peak_tflops,
+        args.remat or REMATS,
+        profile=args.profile,
     )
     for table in stage_tables(figures):
         console.print(table)
+    if args.profile:
+        console.print(kernel_table(figures["profiles"]))
     experiment = {"experiment": flags.experiment_arguments(args)}
     return (
         figures

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from rich.table import Table
 
 from models.functional import resolve_dtype
+from scripts.kernel_times import kernel_figures
 from scripts.stages import stage_flops, stage_layers
 from scripts.wiring import boundary_codec, make_init, make_programs
 from swarm_jax.config import ExperimentConfig, override
@@ -46,6 +47,7 @@ def stage_figures(
     *,
     mesh: Mesh | None = None,
     heard: Callable[[dict[str, Any]], None] = lambda row: None,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Measures one stage with its initial parameters, and a random microbatch.
 
@@ -58,6 +60,7 @@ def stage_figures(
         remats: Values of ``tuning.remat``.
         mesh: Devices that share the stage; None: one.
         heard: Called with each row when it is known.
+        profile: Whether to say which kernels take the time, too.
 
     Returns:
         ``rows``, one per program or pair of programs: ``case``, ``remat`` (None where
@@ -66,7 +69,8 @@ def stage_figures(
         ``utilisation`` of the peak (None where it is not known). ``memory``, one per
         ``remat``: ``residual_bytes`` of a microbatch, ``workspace_bytes`` of the most
         demanding program, ``residuals_fit``: of how many microbatches. And
-        ``peak_tflops``.
+        ``peak_tflops``. With ``profile``: ``profiles`` of whole passes and of the
+        update, ``kernel_times.kernel_figures`` each, with ``case`` and ``remat``.
     """
     hardware = jax.devices()[0].device_kind
     if peak_tflops is None and resolve_dtype(config.model) == jnp.bfloat16:
@@ -74,7 +78,7 @@ def stage_figures(
     tokens = config.swarm.microbatch_size * config.model.sequence_length
     flops = stage_flops(config)[stage] * tokens
     devices = 1 if mesh is None else mesh.size
-    rows, memory = [], []
+    rows, memory, profiles = [], [], []
     for remat in dict.fromkeys(remats):
         ours = override(config, {"tuning.remat": remat})
         taken, cases = _prepare(ours, stage, mesh)
@@ -92,7 +96,11 @@ def stage_figures(
                 | {"model_tflop_per_s": speed, "utilisation": share}
             )
             heard(rows[-1])
-    return {"stage": stage, "rows": rows, "memory": memory, "peak_tflops": peak_tflops}
+            if profile and case.passes not in (FORWARD, BACKWARD):
+                name = {key: rows[-1][key] for key in ("case", "remat")}
+                profiles.append(name | kernel_figures(case.call, CALLS))
+    figures = {"rows": rows, "memory": memory, "peak_tflops": peak_tflops}
+    return {"stage": stage} | figures | ({"profiles": profiles} if profile else {})
 
 
 def stage_tables(figures: dict[str, Any]) -> tuple[Table, Table]:
