@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import psutil
 from rich import box
 from rich.table import Table
 
 from models.config import GPTConfig
 from scripts import close_peer
+from scripts.processor import Busy
 from scripts.wiring import make_compute
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.launcher.links import Proxy
@@ -74,13 +74,12 @@ def reduce_figures(
             )
         took_s, errors, carried, busy = [], [], [], []
         for repeat in range(repeats + 1):
-            before, began_s = _processor_s(), time.perf_counter()
+            of_processor = Busy()
             carried_before = sum(proxy.carried_bytes.values())
             for pipe in pipes:
                 pipe.send(f"round{repeat}")
             answers = [pipe.recv() for pipe in pipes]
-            cores_s = psutil.cpu_count() * (time.perf_counter() - began_s)
-            busy.append((_processor_s() - before) / cores_s)
+            busy.append(of_processor.share())
             took_s.append(max(seconds for seconds, _ in answers) / dilation)
             errors.append(max(error for _, error in answers))
             # Each byte is counted at both of its ends.
@@ -248,10 +247,3 @@ def close_tables(report: dict[str, Any]) -> Iterator[Table]:
         parts = (statistics.median(row[f"{part}_s"]) for part in PARTS)
         table.add_row(str(row["parameters_mb"]), *(f"{part:.3f}" for part in parts))
     yield table
-
-
-def _processor_s() -> float:
-    """Of this process, the peers and their daemons."""
-    me = psutil.Process()
-    times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
-    return sum(time.user + time.system for time in times)

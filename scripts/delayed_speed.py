@@ -15,6 +15,7 @@ from rich import box
 from rich.table import Table
 
 from scripts.close_speed import MB, bound_s, bytes_on_wire
+from scripts.processor import Busy
 from scripts.wan import CASES, SEQUENCE_LENGTH, Case, calibrate, quiet
 from scripts.wan_swarm import running, wan_config
 from swarm_jax.launcher.links import Proxy
@@ -23,7 +24,7 @@ WARM_UP_STEPS = 2
 ENDLESS = 1000
 
 
-async def step_s(
+async def step_figures(
     case: Case,
     proxy: Proxy,
     *,
@@ -39,8 +40,10 @@ async def step_s(
     dilation: float,
     in_flight: int,
     steps: int,
-) -> float:
+) -> tuple[float, float]:
     """Seconds of a step, with its close, as if nothing was slowed down.
+
+    And the share of this machine's cores that was busy meanwhile.
 
     Args:
         peers: Of each stage.
@@ -51,10 +54,12 @@ async def step_s(
     """
     loop = asyncio.get_running_loop()
     times_s: dict[int, float] = {}
-    enough = asyncio.Event()
+    warm, enough = asyncio.Event(), asyncio.Event()
 
     def committed(stage: int, step: int) -> None:
         times_s.setdefault(step, loop.time())
+        if step == WARM_UP_STEPS:
+            warm.set()
         if step == WARM_UP_STEPS + steps:
             enough.set()
 
@@ -82,9 +87,12 @@ async def step_s(
         gradient=generator.standard_normal(parameters_mb * MB // 4, np.float32),
         on_commit=committed,
     ):
+        await warm.wait()
+        busy = Busy()
         await enough.wait()
+        cpu_share = busy.share()
     took_s = times_s[WARM_UP_STEPS + steps] - times_s[WARM_UP_STEPS]
-    return took_s / steps / dilation
+    return took_s / steps / dilation, cpu_share
 
 
 def delayed_figures(args, console, save) -> list[dict[str, Any]]:
@@ -131,16 +139,19 @@ def _row(args, proxy, name, tflops, rtt_ms, peers, parameters_mb, wire):
         "steps": args.steps,
     }
     took_s: dict[bool, list[float]] = {False: [], True: []}
+    shares = []
     for _ in range(args.repeats):
         for delayed_updates in (False, True):
-            measured = step_s(
+            measured = step_figures(
                 case,
                 proxy,
                 delayed_updates=delayed_updates,
                 num_stages=args.stages,
                 **what,
             )
-            took_s[delayed_updates].append(asyncio.run(measured))
+            seconds, share = asyncio.run(measured)
+            took_s[delayed_updates].append(seconds)
+            shares.append(share)
     ratios = [plain / delayed for plain, delayed in zip(*took_s.values(), strict=True)]
     num_bytes = bytes_on_wire(parameters_mb * MB, wire)
     compute_s = args.microbatches * case.compute_s(tflops) / peers
@@ -155,6 +166,7 @@ def _row(args, proxy, name, tflops, rtt_ms, peers, parameters_mb, wire):
         "busy": compute_s / statistics.median(took_s[False]),
         "delayed_busy": compute_s / statistics.median(took_s[True]),
         "speedup": statistics.median(ratios),
+        "cpu_share": max(shares),
     }
 
 
@@ -162,11 +174,11 @@ def delayed_table(rows: list[dict[str, Any]]) -> Table:
     """For people."""
     table = Table(
         *("model", "RTT", "peers", "MB", "wire", "compute", "reduce", "step"),
-        *("delayed", "busy", "delayed", "x", "K"),
+        *("delayed", "busy", "delayed", "x", "K", "CPU"),
         box=box.SIMPLE,
         padding=0,
         caption="seconds a step; RTT in ms; compute: a step's, by one peer; reduce: "
-        "least time on the links; busy: compute by step",
+        "least time on the links; busy: compute by step; CPU: of this machine, at most",
     )
     for row in rows:
         table.add_row(
@@ -183,5 +195,6 @@ def delayed_table(rows: list[dict[str, Any]]) -> Table:
             f"{row['delayed_busy']:.0%}",
             f"{row['speedup']:.2f}",
             f"{row['dilation']:.1f}",
+            f"{row['cpu_share']:.0%}",
         )
     return table

@@ -17,6 +17,7 @@ import psutil
 from rich import box
 from rich.table import Table
 
+from scripts.processor import Busy, processor_s
 from scripts.wan_swarm import running, wan_config
 from swarm_jax.launcher.links import Proxy
 from swarm_jax.net.protocols import ArraySpec
@@ -115,10 +116,10 @@ async def calibrate(case: Case, proxy: Proxy, num_stages: int) -> float:
     ):
         for _ in range(4):
             await counted.get()
-        own_s, all_s = _own_s(), _processor_s()
+        own_s, all_s = _own_s(), processor_s()
         for _ in range(CALIBRATION_MICROBATCHES):
             await counted.get()
-        own_s, all_s = _own_s() - own_s, _processor_s() - all_s
+        own_s, all_s = _own_s() - own_s, processor_s() - all_s
     slowest_s = max(own_s / OWN_SHARE, all_s / (CPU_SHARE * psutil.cpu_count()))
     return slowest_s / CALIBRATION_MICROBATCHES
 
@@ -162,14 +163,13 @@ async def measure(
         settled_s = loop.time() + seconds
         while len(times_s) < ROUNDS * in_flight or loop.time() < settled_s:
             await asyncio.sleep(0.05)
-        began_s, processor_s = times_s[-1], _processor_s()
+        began_s, busy = times_s[-1], Busy()
         already = len(times_s)
         while (count := len(times_s) - already) < ROUNDS * in_flight or (
             loop.time() < began_s + seconds
         ):
             await asyncio.sleep(0.05)
-        processor_s = _processor_s() - processor_s
-        cpu_share = processor_s / (psutil.cpu_count() * (loop.time() - began_s))
+        cpu_share = busy.share()
         # What is in flight comes round in bursts: only whole rounds are fair.
         count -= count % in_flight
         rate = count / (times_s[already + count - 1] - began_s)
@@ -276,10 +276,3 @@ def _nbytes(specs: Sequence[ArraySpec]) -> int:
 def _own_s() -> float:
     times = psutil.Process().cpu_times()
     return times.user + times.system
-
-
-def _processor_s() -> float:
-    """Of this process and its children, the daemons."""
-    me = psutil.Process()
-    times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
-    return sum(time.user + time.system for time in times)

@@ -25,7 +25,7 @@ from swarm_jax.net.local import LocalNetwork
 from swarm_jax.net.protocols import AllReduce, Directory, Message, PeerCalls
 
 # Three of them must be more than a busy machine holds up a process.
-HEARTBEAT_S = 0.3
+HEARTBEAT_S = 0.5
 BAN_S = 0.5
 MAX_BAN_S = 4.0
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024

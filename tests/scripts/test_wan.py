@@ -93,6 +93,7 @@ def test_steps_are_timed_with_delayed_updates_and_without(tmp_path):
     assert row["reduce_bound_s"] == pytest.approx(0.32, rel=0.01)
     assert row["step_s"] > row["compute_s"] + row["reduce_bound_s"]
     assert row["delayed_step_s"] > row["reduce_bound_s"]
+    assert 0 < row["cpu_share"] < 1.5
 
 
 def test_a_device_is_asked_for_about_the_parameters_that_were_named():
