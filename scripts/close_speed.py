@@ -159,7 +159,8 @@ async def _device_figures(num_mb: int, repeats: int) -> dict[str, Any]:
     config = ExperimentConfig(run_id="close", steps=1000, model=model)
     config.swarm.layers_per_stage = (1, blocks, 1)
     config.swarm.microbatch_size = 1
-    compute = make_compute(config, 1, inline=True)
+    compute = make_compute(config, 1, inline=False)
+    await compute.ready()
     times_s: dict[str, list[float]] = {part: [] for part in PARTS}
     for _ in range(repeats + 1):
         began_s = time.perf_counter()

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 from rich.table import Table
 
+from swarm_jax.errors import StartupError
+
 KINDS = {
     "attention": r"sdpa|fmha|flash|attention",
     "matrix products": r"gemm|nvjet|cutlass|xmma|cublas|dot|convolution|ynn",
@@ -49,6 +51,9 @@ def kernel_figures(call: Callable[[], Any], calls: int) -> dict[str, Any]:
         Kernels that run side by side count each.
         ``kernels``: The largest ones: ``name``, ``kind``, ``ms`` of a call, ``runs``
         in one.
+
+    Raises:
+        StartupError: The profiler does not work here.
     """
     jax.block_until_ready(call())
     options = jax.profiler.ProfileOptions()
@@ -60,7 +65,13 @@ def kernel_figures(call: Callable[[], Any], calls: int) -> dict[str, Any]:
             jax.block_until_ready(results)
         (file,) = Path(folder).rglob("*.xplane.pb")
         data = jax.profiler.ProfileData.from_file(str(file))
-    return summed(list(_kernels(data)), calls)
+    kernels = list(_kernels(data))
+    if not kernels:
+        raise StartupError(
+            "the profiler saw no kernel: this process may lack the right to profile "
+            "the device; leave --profile out"
+        )
+    return summed(kernels, calls)
 
 
 def summed(kernels: list[Kernel], calls: int) -> dict[str, Any]:
@@ -104,15 +115,14 @@ def kernel_table(profiles: list[dict[str, Any]]) -> Table:
 
 def _kernels(data: jax.profiler.ProfileData) -> Iterable[Kernel]:
     """All that ran on devices; on the host, if that is the device."""
-    planes = list(data.planes)
-    devices = [plane for plane in planes if plane.name.startswith("/device:")]
-    for plane in devices or planes:
+    on_host = jax.default_backend() == "cpu"
+    where = "/host:" if on_host else "/device:"
+    for plane in (plane for plane in data.planes if plane.name.startswith(where)):
         for line in plane.lines:
             for event in line.events:
                 operation = dict(event.stats).get("hlo_op")
-                if devices:
-                    is_kernel = line.name.startswith("Stream")
-                else:
+                is_kernel = line.name.startswith("Stream")
+                if on_host:
                     is_kernel = operation and not HOLDS_OTHERS.match(operation)
                 if is_kernel:
                     kind = _kind(f"{event.name} {operation}")

@@ -414,12 +414,20 @@ def _split_by_lineage(
     current: dict[int, list[Report]] = {}
     stale: list[Report] = []
     for stage, peers in stages.items():
-        tally = Counter(p.lineage for p in peers if p.step == step)
-        lineage = min(tally, key=lambda name: (-tally[name], name))
+        lineage = _commonest_lineage([p for p in peers if p.step == step])
         current[stage] = [p for p in peers if p.step == step and p.lineage == lineage]
         others = (p for p in peers if p not in current[stage])
         stale += [p for p in others if p.peer not in left_out]
     return current, stale
+
+
+def _commonest_lineage(peers: Sequence[Report]) -> str:
+    """Of equally common ones that whose peers have counted more: less is lost."""
+    tally = Counter(peer.lineage for peer in peers)
+    counted: Counter[str] = Counter()
+    for peer in peers:
+        counted[peer.lineage] += len(peer.counted)
+    return min(tally, key=lambda name: (-tally[name], -counted[name], name))
 
 
 def _first_overlap(members: Mapping[int, Sequence[Report]]) -> Report | None:

@@ -25,11 +25,11 @@ class Report:
     Attributes:
         generation: How often the run went back, to a checkpoint or to step 0.
         step: The step whose gradient it accumulates.
-        lineage: Hash chain over all gradients it has applied: equal lineage means
-            equal parameters.
+        lineage: Hash chain over all gradients it has applied, by their digests or
+            names: equal lineage means equal parameters.
         counted: Indices in its gradient sum.
         early: Indices in its sum of the next step, if updates are delayed.
-        prepared_step: Step whose all-reduced gradient it holds, if any.
+        prepared_step: Step whose reduced gradient it holds, if any.
         can_replay: Whether it can still run microbatches of the step before.
         last_commit: Record of its last commit, if any.
         losses: Loss sum of each counted index; last stage only.

@@ -189,7 +189,8 @@ class Compute(Protocol):
         """Takes the gradient sum times ``scale`` into the buffer; its squared norm.
 
         Both are what ``load_reduced`` of ``gradient_sum(scale)`` would give, to the
-        bit, but nothing leaves the device. Not for a stage with a tied leaf.
+        bit, but the gradient goes nowhere but where parameters are updated. Not for a
+        stage with a tied leaf.
         """
         ...
 

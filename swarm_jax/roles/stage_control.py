@@ -130,7 +130,9 @@ class StageControl:
         return Message({"status": Status.OK})
 
     async def prepare(self, request: Prepare) -> Message:
-        """All-reduces the gradient, divided by the step's loss tokens, into a buffer.
+        """Reduces the gradient, divided by the step's loss tokens, into a buffer.
+
+        With the others of its group, if there are any (``_reduce_alone``).
 
         Each of n peers contributes ``sum * n / T`` to a mean over n, so that any split
         of the microbatches over peers, idle ones and joiners included, gives the same
@@ -164,7 +166,7 @@ class StageControl:
         return len(request.group) == 1 and self._compute.tied_leaf is None
 
     async def _reduce_alone(self, request: Prepare) -> Message:
-        """The sum stays on the device: at 2.4 GB, to fetch and load it takes seconds.
+        """The sum stays where it is: at 2.4 GB, to fetch and load it takes seconds.
 
         Nor is it hashed. Nobody else can have the parameters that it leads to, but from
         this peer: the round's name tells them from all others.

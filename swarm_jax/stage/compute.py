@@ -221,23 +221,27 @@ class StageCompute:
 
     async def load_reduced(self, gradients: Arrays) -> Reduced:
         digest = self._aside(partial(_digest, gradients))
-
-        def launch():
-            self._reduced = self._copied(self._home, self._structure, gradients)
-            return self._programs.squared_norm(self._reduced)
-
-        squared_norm = await self._run("load_reduced", launch, float)
+        squared_norm = await self._load_reduced(gradients)
         return Reduced(squared_norm, await asyncio.wrap_future(digest))
 
     async def reduce_alone(self, scale: float) -> float:
         assert self.tied_leaf is None, "others have a part in the tied leaf"
+        if self._home.host is not None:
+            # It comes over while the device works on.
+            return await self._load_reduced(await self.gradient_sum(scale))
 
         def launch():
-            reduced = self._programs.scale(self._gradient_sum, scale, scale)
-            self._reduced = self._home.take(reduced)
+            self._reduced = self._programs.scale(self._gradient_sum, scale, scale)
             return self._programs.squared_norm(self._reduced)
 
         return await self._run("reduce_alone", launch, float)
+
+    async def _load_reduced(self, gradients: Arrays) -> float:
+        def launch():
+            self._reduced = self._copied(self._home, self._structure, gradients)
+            return self._programs.squared_norm(self._reduced)
+
+        return await self._run("load_reduced", launch, float)
 
     async def apply(self, gradient_norm: float) -> None:
         def launch():

@@ -2,8 +2,9 @@
 
 On the device, or in main memory. There, the host computes the update, and the device
 holds no more than the weights, those of the step before, and the gradient sum: of 18
-bytes per parameter (AdamW, bfloat16 weights) 12 are the host's. Each update sends the
-reduced gradient nowhere, since it came over the network, and the new weights once.
+bytes per parameter (AdamW, bfloat16 weights) 12 are the host's. A gradient that was
+reduced with others comes over the network, so that each update moves only the new
+weights.
 """
 
 from collections.abc import Callable
@@ -40,10 +41,6 @@ class Home:
         if self.host is None:
             return tree
         return jax.device_put(tree, jax.local_devices()[0])
-
-    def take(self, tree: Any) -> Any:
-        """From the device that serves; without a copy if that is its home."""
-        return tree if self.host is None else jax.device_put(tree, self.host)
 
     def shapes(self, tree: Any) -> Any:
         """Of what is at home, for programs that are compiled ahead."""

@@ -33,7 +33,7 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One stage's part of a checkpoint, equal on all peers with equal parameters.
+    """One stage's part of a checkpoint, equal on all peers of one lineage.
 
     Attributes:
         layers: By layer and by array.

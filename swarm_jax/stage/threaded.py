@@ -89,7 +89,7 @@ class _Threads:
         self._launcher = ThreadPoolExecutor(1, "device")
         self._fetchers = ThreadPoolExecutor(depth, "fetch")
         self._uploaders = ThreadPoolExecutor(2, "upload")
-        self._aside = ThreadPoolExecutor(2, "aside")
+        self._aside = ThreadPoolExecutor(1, "aside")
         self._begun: Future = Future()
         self._is_closed = False
 

@@ -118,6 +118,14 @@ def test_stale_peers_resync_when_their_stage_has_a_current_one():
     assert decide(report("a", 0), old, report("c", 1)) == Resync(("b",))
 
 
+def test_of_equally_common_lineages_that_which_counted_less_resyncs():
+    """Who closed a step alone keeps its sum, whatever the names of lineages."""
+    for theirs in ("a", "z"):
+        back = report("back", 0, lineage=theirs)
+        stayed = report("stayed", 0, {0, 1}, lineage="m")
+        assert decide(back, stayed, report("other", 1)) == Resync(("back",))
+
+
 def test_the_rarer_lineage_resyncs():
     odd = report("b", 0, lineage="other")
     action = decide(report("a", 0), odd, report("c", 0), report("d", 1))

@@ -4,6 +4,7 @@ import pytest
 
 from swarm_jax.core.stage_state import StageState
 from swarm_jax.roles.stage_control import StageControl
+from swarm_jax.sim.modelled import ModelledCompute
 
 
 def started(outcome, operation):
@@ -45,6 +46,54 @@ def test_a_joiner_goes_on_from_there(play):
     assert outcome.count("device_started", "reduce_alone", "stage1-0") > 1
     assert outcome.count("device_started", "reduce_alone", "stage1-1") > 1
     assert outcome.count("device_started", "gradient_sum", "stage1-1") > 1
+
+
+async def another_leads(run, first=lambda: None):
+    """The leader dies when stage 1 has prepared step 1, before anybody commits it."""
+
+    def die():
+        run.kill_trainer()
+        first()
+        run.start_trainer("trainer-b")
+
+    await run.until(lambda: run.state("stage1-0").step == 1)
+    run.at("request_sent", "commit", "trainer-a", die)
+
+
+def test_two_gradients_never_have_one_name(play, monkeypatch):
+    """Also those of two rounds of one step."""
+    names, prepare = [], StageState.prepare
+
+    def note(state, gradient):
+        names.append(gradient)
+        prepare(state, gradient)
+
+    monkeypatch.setattr(StageState, "prepare", note)
+    outcome = play([1, 1], another_leads, steps=3)
+    assert outcome.verdict == "right"
+    assert len(set(names)) == len(names) == 8
+
+
+def test_a_sum_that_is_not_finite_leaves_nothing_prepared(play, monkeypatch):
+    """In a second round of the step, after one that was prepared in vain."""
+    reduce_alone = ModelledCompute.reduce_alone
+    spoilt = []
+
+    async def spoil(compute, scale):
+        await reduce_alone(compute, scale)
+        return float("inf")
+
+    async def another_leads_to_it(run):
+        def first():
+            spoilt.append(run.state("stage1-0"))
+            assert spoilt[0].can_commit
+            monkeypatch.setattr(ModelledCompute, "reduce_alone", spoil)
+
+        await another_leads(run, first)
+
+    outcome = play([1, 1], another_leads_to_it, steps=3)
+    assert outcome.verdict == "Diverged"
+    assert not spoilt[0].can_commit
 
 
 def test_a_sum_that_the_leader_does_not_know_is_not_taken(rule, play, monkeypatch):

@@ -347,6 +347,38 @@ def test_state_is_a_copy(make_pair, make_microbatch):
     asyncio.run(scenario())
 
 
+def test_the_device_works_on_while_a_gradient_is_hashed(
+    make_pair, make_microbatch, monkeypatch
+):
+    digest, hashing, may_hash = (
+        compute_module._digest,
+        threading.Event(),
+        threading.Event(),
+    )
+
+    def slow(tree):
+        hashing.set()
+        assert may_hash.wait(PATIENCE_S)
+        return digest(tree)
+
+    async def scenario():
+        pair = make_pair(ThreadedCompute)
+        monkeypatch.setattr(compute_module, "_digest", slow)
+        loading = asyncio.ensure_future(
+            pair[1].load_reduced(await pair[1].gradient_sum(1.0))
+        )
+        try:
+            assert await asyncio.to_thread(hashing.wait, PATIENCE_S)
+            async with asyncio.timeout(PATIENCE_S):
+                await pass_microbatch(pair, make_microbatch(0))
+            assert pair[1]._reduced is not None and not loading.done()
+        finally:
+            may_hash.set()
+        await loading
+
+    asyncio.run(scenario())
+
+
 def test_the_device_works_on_while_a_state_comes_to_the_host(
     make_pair, make_microbatch, monkeypatch
 ):
