@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from swarm_jax.stage.codec import make_boundary_codec
+from swarm_jax.stage.inline import InlineCompute
 from swarm_jax.stage.programs import StagePrograms, make_stage_programs
 
 NUM_LAYERS, MODEL_DIM, VOCAB_SIZE = 4, 6, 11
@@ -157,3 +158,22 @@ def jax_for_tests():
     """Halves the time to compile; broadcasting over a missing axis is an error."""
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def make_pair(make_stages):
+    """``make(kind, dtype)``: a first and a last stage that compute."""
+    made = []
+
+    def make(kind=InlineCompute, dtype="float32"):
+        stages = make_stages((1, 3), dtype)
+        pair = [
+            kind(stage.programs, functools.partial(stage.programs.copy, stage.params))
+            for stage in stages
+        ]
+        made.extend(pair)
+        return pair
+
+    yield make
+    for compute in made:
+        compute.close()
