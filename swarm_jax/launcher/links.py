@@ -62,6 +62,11 @@ class Connection:
         for writer in self.writers.values():
             end = writer.get_extra_info("socket")
             end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.abort()
+
+    def abort(self) -> None:
+        """Closes both ends, whatever they have not read yet."""
+        for writer in self.writers.values():
             writer.transport.abort()
 
     def kill_silently(self, name: str) -> None:
@@ -93,7 +98,7 @@ class Proxy:
         self._changed = asyncio.Event()
         self._traps: dict[str, tuple[int, str]] = {}
         self._connections: set[Connection] = set()
-        self._servers: list[asyncio.Server] = []
+        self._listeners: list[socket.socket] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 
@@ -153,15 +158,25 @@ class Proxy:
                     getattr(connection, deed)(name)
 
     async def _listen(self, name: str, port: int) -> int:
-        async def serve(reader, writer):
-            # asyncio complains of a handler that ends as cancelled.
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await self._serve(port, reader, writer)
-            writer.close()
+        listener = socket.create_server((LOOPBACK, 0))
+        listener.setblocking(False)
+
+        async def serve(end: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                reader, writer = await asyncio.open_connection(sock=end)
+                with contextlib.closing(writer):
+                    await self._serve(port, reader, writer)
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                end, _ = listener.accept()
+                self._loop.create_task(serve(end))
 
         self._names[port] = name
-        self._servers.append(await asyncio.start_server(serve, LOOPBACK, 0))
-        return self._servers[-1].sockets[0].getsockname()[1]
+        # Not asyncio's server: closed as it accepts, it leaves that socket open.
+        self._loop.add_reader(listener, accept)
+        self._listeners.append(listener)
+        return listener.getsockname()[1]
 
     async def _serve(self, port: int, reader, writer) -> None:
         """Carries one connection to the peer at ``port``, to its end."""
@@ -246,12 +261,16 @@ class Proxy:
         return True
 
     async def _stop(self) -> None:
-        for server in self._servers:
-            server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+            listener.close()
+        await asyncio.sleep(0)  # in which those just accepted have their first turn
+        for connection in self._connections:
+            connection.abort()
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
         await asyncio.sleep(0)  # in which closed transports let go of their sockets
 
 

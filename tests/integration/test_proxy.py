@@ -1,6 +1,7 @@
 """The proxy spoils what it is told to spoil, and nothing of libp2p passes beside it."""
 
 import asyncio
+import contextlib
 import socket
 import time
 
@@ -46,6 +47,43 @@ def test_nobody_who_asks_for_any_port_gets_that_of_a_peer(proxy):
     with socket.socket() as other:
         other.bind((LOOPBACK, 0))
         assert max(ports) < 32_768 <= other.getsockname()[1]
+
+
+def all_from(end):
+    """What arrives until the other side is closed."""
+    end.settimeout(10)
+    with contextlib.suppress(ConnectionResetError):
+        while end.recv(1 << 20):
+            pass
+
+
+def test_its_end_closes_a_connection_that_it_has_just_accepted():
+    """Else a warning, which fails whichever test runs when Python finds the socket."""
+    with contextlib.ExitStack() as ends:
+        with Proxy() as proxy:
+            _, host, _, announced = proxy.options("b")
+            ends.enter_context(socket.create_server((LOOPBACK, port_in(host))))
+            # It is told to stop in the turn of its loop in which it accepts.
+            proxy._loop.call_soon_threadsafe(time.sleep, 0.2)
+            client = socket.create_connection((LOOPBACK, port_in(announced)), 10)
+            ends.enter_context(client)
+        all_from(client)
+
+
+def test_its_end_waits_for_nobody_who_does_not_read():
+    with contextlib.ExitStack() as ends:
+        with Proxy() as proxy:
+            _, host, _, announced = proxy.options("b")
+            listener = socket.create_server((LOOPBACK, port_in(host)))
+            ends.enter_context(listener)
+            client = socket.create_connection((LOOPBACK, port_in(announced)), 10)
+            ends.enter_context(client)
+            server, _ = listener.accept()
+            ends.enter_context(server).settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                while True:
+                    server.send(bytes(1 << 20))
+        all_from(client)
 
 
 def test_it_carries_both_ways_and_counts(proxy, line):
