@@ -122,6 +122,8 @@ async def until_stopped(
     try:
         await _first_of(*ended, *asked)
         if leave is not None and not any(task.done() for task in ended):
+            if heard:
+                logger.info("%s: this peer hands over what it holds", heard[0].name)
             asked.append(asyncio.ensure_future(leave()))
             await _first_of(*ended, asked[-1])
         if working.done():

@@ -14,12 +14,15 @@ So ``KILL:gave-prepare:3:1`` dies between prepare and commit of step 3, and
 """
 
 import argparse
+import logging
 import os
 import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swarm_jax.net.protocols import ArraySpec, Message, PeerCalls, Service
+
+logger = logging.getLogger(__name__)
 
 ANY_STEP = "*"
 AND_LATER = "+"
@@ -45,6 +48,7 @@ class Trigger:
             return
         self._left -= 1
         if self._left == 0:
+            logger.warning("--signal_at: %s, as asked for", self._signal.name)
             os.kill(os.getpid(), self._signal)
 
     def _fits(self, step: int | None) -> bool:

@@ -87,6 +87,11 @@ class Link(asyncio.BufferedProtocol):
         self._writable.set()
 
     @property
+    def _is_open(self) -> bool:
+        """Until the transport has failed, of which ``connection_lost`` tells later."""
+        return not self.lost and not self._transport.is_closing()
+
+    @property
     def _sent_bytes(self) -> int:
         """What has left this process."""
         return self._written_bytes - self._transport.get_write_buffer_size()
@@ -122,14 +127,14 @@ class Link(asyncio.BufferedProtocol):
         """Writes one frame when its turn has come; False when the link is lost."""
         async with self._turn:
             await self._writable.wait()
-            if not self.lost:
+            if self._is_open:
                 for piece in pieces:
                     self._written_bytes += len(piece)
                     self._transport.write(piece)
-            return not self.lost
+            return self._is_open
 
     def _write_now(self, kind: Kind, call_id: int) -> None:
-        if not self.lost:
+        if self._is_open:
             self._transport.write(frame(kind, call_id))
 
     def _heard(self) -> None:

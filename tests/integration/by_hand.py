@@ -167,7 +167,7 @@ class SwarmByHand:
         while not condition():
             for child in alive:
                 assert child.exit_code is None, child.obituary()
-            assert time.monotonic() < deadline_s, "it did not happen"
+            assert time.monotonic() < deadline_s, self._last_words()
             time.sleep(0.02)
 
     def wait_for_step(self, step: int, *alive: Child) -> None:
@@ -208,6 +208,11 @@ class SwarmByHand:
         """Parameters of the newest checkpoint of all stages, named as in ``single``."""
         layers, _ = load_params(self.workdir / "checkpoints")
         return flat_layers(layers)
+
+    def _last_words(self) -> str:
+        """Of all, since who waits in vain waits for one whom others let wait."""
+        everyone = [*self.servers.values(), *self.trainers.values()]
+        return "\n".join(["it did not happen", *(c.obituary() for c in everyone)])
 
     def _saved(self, name: str) -> Path:
         return self.workdir / f"{name}.npz"

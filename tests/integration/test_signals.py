@@ -13,6 +13,7 @@ from tests.integration import oracle
 pytestmark = pytest.mark.chaos
 
 SIGNALS = ("KILL", "STOP", "TERM")
+MAX_JOINERS = 4
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,22 @@ def test_a_peer_of_each_stage_and_the_leading_trainer(swarm, single, name):
     oracle.check(swarm, single, swarm.servers.keys() - gone, woken)
 
 
+def join_until_signalled(swarm, donor):
+    """Starts peers of the donor's stage until it has got its signal in a download.
+
+    The first may not ask it: it may not know of it yet, or hear nothing of it in time.
+    Each is waited for, to the end of its download.
+    """
+    for late in range(MAX_JOINERS):
+        child = swarm.start_server(f"{donor[:6]}-late{late}")
+        swarm.wait_until(
+            lambda log=child.log: "took the state" in log.read_text(), child
+        )
+        if "--signal_at:" in swarm.servers[donor].log.read_text():
+            return
+    raise AssertionError(f"none of {MAX_JOINERS} joiners asked {donor} for a chunk")
+
+
 @pytest.mark.parametrize("name", SIGNALS)
 def test_the_bootstrap_a_standby_a_donor_and_a_joiner(swarm, single, name):
     """All while the only peer of stage 0 is frozen, so that no step is closed.
@@ -80,12 +97,11 @@ def test_the_bootstrap_a_standby_a_donor_and_a_joiner(swarm, single, name):
         send(child, name)
         await_fate(swarm, child, name)
     swarm.peers = swarm.address_of("stage2-0")
-    late = swarm.start_server("stage1-late")
     swarm.start_server("stage2-late", "--signal_at", f"{name}:got-chunk:*:1")
     victims = {donor, "stage2-late"}
+    join_until_signalled(swarm, donor)
     for victim in victims:
         await_fate(swarm, swarm.servers[victim], name)
-    swarm.wait_until(lambda: "took the state" in late.log.read_text(), late)
     send(swarm.servers[frozen], "CONT")
     swarm.wait_for_step(4, leader)
     if name == "STOP":

@@ -257,6 +257,20 @@ async def test_large_calls_that_wait_fail_with_the_stream(wire):
             await call
 
 
+async def test_nothing_more_is_written_once_a_write_has_failed(wire, caplog):
+    """asyncio complains of each such write in the log, where it helps nobody."""
+    caller, raw = await wire.caller_and_raw()
+    calls = [
+        asyncio.ensure_future(caller.call(Message({}), timeout_s=20)) for _ in range(20)
+    ]
+    await raw.read()
+    raw.writer.transport.abort()
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
+    assert caplog.messages == []
+
+
 async def test_a_caller_waits_when_too_many_calls_are_open(wire, make_service, until):
     service = make_service()
     caller, _ = await wire.caller_and_callee(service)
