@@ -189,6 +189,9 @@ class _Transport:
             self.unread = 0
             self._link.resume_writing()
 
+    def is_closing(self) -> bool:
+        return self._closing
+
     def get_write_buffer_size(self) -> int:
         return self.unread
 

@@ -5,12 +5,20 @@ background jobs ignore SIGINT, which our processes are asked to leave with; ``no
 has them ignore SIGHUP, for good reason: the terminal will be closed.
 """
 
+import contextlib
 import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+AGAIN_S = 0.05
+"""After which a lost end is raised again."""
 
 
 def hear_interrupts() -> None:
     """SIGINT raises ``KeyboardInterrupt``, though a background job ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _raise_lost_ends_again()
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -37,3 +45,49 @@ def exit_on_signals() -> None:
     under_nohup = signal.SIGHUP not in stop_signals()
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGHUP, stay if under_nohup else leave)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """What would raise in the middle of the block raises at its end.
+
+    Signals that kill without a handler of Python's still do.
+    """
+    came: list[int] = []
+    raising = {}
+    if threading.current_thread() is threading.main_thread():
+        found = {number: signal.getsignal(number) for number in stop_signals()}
+        raising = {
+            number: handler for number, handler in found.items() if callable(handler)
+        }
+    for number in raising:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in raising.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+def _raise_lost_ends_again() -> None:
+    """A handler may have its turn in a callback of the garbage collector.
+
+    jax has one. What is raised there goes no further, and the process would go on.
+    """
+    report = sys.unraisablehook
+
+    def look(unraisable) -> None:
+        end = unraisable.exc_value
+        if not isinstance(end, SystemExit | KeyboardInterrupt):
+            report(unraisable)
+            return
+
+        def raise_again(number: int, frame: object) -> None:
+            raise end
+
+        signal.signal(signal.SIGALRM, raise_again)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+
+    sys.unraisablehook = look

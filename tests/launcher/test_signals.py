@@ -1,0 +1,71 @@
+import signal
+import sys
+import time
+
+import pytest
+
+from swarm_jax.launcher import imports, signals
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("number", "end"),
+    [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)],
+)
+class TestAnEnd:
+    @pytest.fixture(autouse=True)
+    def heard(self):
+        signals.hear_interrupts()
+        signals.exit_on_signals()
+
+    def test_is_raised_again_when_a_callback_swallowed_it(self, number, end):
+        class Swallows:
+            def __del__(self):
+                signal.raise_signal(number)
+
+        swallows = [Swallows()]
+        with pytest.raises(end):
+            swallows.clear()
+            time.sleep(10)
+
+    def test_waits_for_the_end_of_imports(self, number, end):
+        done = []
+        with pytest.raises(end), imports.many():
+            signal.raise_signal(number)
+            done.append("the import")
+        assert done
+
+    def test_comes_at_once_after_them(self, number, end):
+        with imports.many():
+            pass
+        with pytest.raises(end):
+            signal.raise_signal(number)
+
+
+def test_what_else_is_lost_is_reported_as_before(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    signals.hear_interrupts()
+
+    class Fails:
+        def __del__(self):
+            raise ValueError("by a destructor")
+
+    Fails()
+    assert [str(lost.exc_value) for lost in reported] == ["by a destructor"]
+
+
+def test_imports_leave_a_signal_that_kills_alone():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with imports.many():
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
