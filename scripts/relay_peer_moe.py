@@ -6,6 +6,7 @@ Nothing here may load jax: hivemind.moe forks.
 import argparse
 import json
 import signal
+import tempfile
 import threading
 import time
 
@@ -29,6 +30,9 @@ from swarm_jax.metrics import write_json
 # Shape suffixes: B microbatch, L sequence, D model dimension.
 
 HANDLERS = 8
+
+# Else in /tmp, where they stay when their process is killed.
+P2P._UNIX_SOCKET_PREFIX = f"/unix{tempfile.gettempdir()}/"
 
 
 class Blocks(nn.Module):

@@ -9,6 +9,7 @@ libp2p, also what its streams carry when nobody computes (``scripts.relay_stream
 
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ from swarm_jax.launcher.relay_figures import CpuTimes, full_windows, relay_figur
 POLL_S = 0.5
 READY_S = 300.0
 PEER_ATTEMPTS = 3
+PEER_FOLDER = "swarm_jax-peer-"
+"""For what hivemind.moe's processes would leave in the temporary folder."""
+SOCKETS = "/tmp"
+"""Their paths are limited to 107 bytes, so not below a long TMPDIR."""
 MEDIANS = (
     *("bytes_per_token_per_boundary", "same_host_share", "cpu_s_per_gb"),
     *("microbatch_p50_ms", "microbatch_p95_ms"),
@@ -172,9 +177,12 @@ class RelayBench:
 
     def _peer(self, name: str, wire: str) -> float:
         stages = self.config.swarm.num_stages
-        base = process_environment(self.cache_dir)
         shares = peer_environments(self.device, stages, self.cache_dir)
-        with Processes(self.folder) as processes:
+        with (
+            tempfile.TemporaryDirectory(prefix=PEER_FOLDER, dir=SOCKETS) as temporary,
+            Processes(self.folder) as processes,
+        ):
+            base = process_environment(self.cache_dir) | {"TMPDIR": temporary}
             servers = []
             for stage in range(stages):
                 ready = self.folder / f"{name}-{stage}.json"

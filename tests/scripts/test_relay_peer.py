@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -18,7 +20,6 @@ TOY = [
     "--config.model.sequence_length=8",
 ]
 PEER = ["--config", "configs/relay.py", *TOY, "--device", "cpu"]
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 DEADLINE_S = 120.0
 
 
@@ -27,7 +28,14 @@ def alive(processes):
 
 
 @pytest.fixture
-def servers(tmp_path):
+def environment():
+    """With a folder that is short enough for sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
+        yield {"OMP_NUM_THREADS": "1", "TMPDIR": temporary}
+
+
+@pytest.fixture
+def servers(tmp_path, environment):
     """A server for each stage, and their ready files."""
     with Processes(tmp_path) as processes:
         ready = [tmp_path / f"stage{stage}.json" for stage in range(2)]
@@ -38,7 +46,7 @@ def servers(tmp_path):
                     "scripts.relay_peer",
                     [*PEER, "--serve", str(stage), "--ready_file", str(file)],
                 ),
-                ONE_THREAD,
+                environment,
             )
             for stage, file in enumerate(ready)
         ]
@@ -47,7 +55,9 @@ def servers(tmp_path):
         yield children, ready
 
 
-def test_clients_measure_its_speed_and_it_ends_however_it_is_killed(servers, tmp_path):
+def test_clients_measure_its_speed_and_it_ends_however_it_is_killed(
+    servers, environment, tmp_path
+):
     children, ready = servers
     result = tmp_path / "speed.json"
     clients = [*PEER, "--clients", "2", "--seconds", "3", "--json", str(result)]
@@ -57,7 +67,7 @@ def test_clients_measure_its_speed_and_it_ends_however_it_is_killed(servers, tmp
             module_command(
                 "scripts.relay_peer", [*clients, "--servers", *map(str, ready)]
             ),
-            ONE_THREAD,
+            environment,
         )
         assert child.popen.wait(DEADLINE_S) == 0, child.obituary()
     assert json.loads(result.read_text())["tokens_per_s"] > 0
@@ -67,6 +77,7 @@ def test_clients_measure_its_speed_and_it_ends_however_it_is_killed(servers, tmp
         for process in psutil.Process(child.popen.pid).children(recursive=True)
     ]
     assert len(family) > len(children)
+    assert list(Path(environment["TMPDIR"]).glob("p2pd-*.sock"))
     for child in children:
         os.kill(child.popen.pid, signal.SIGKILL)
         child.popen.wait()
