@@ -1,6 +1,5 @@
 """The close of a step: the all-reduce over shaped links, and what the device does."""
 
-import asyncio
 import contextlib
 import itertools
 import multiprocessing
@@ -18,6 +17,7 @@ from scripts import close_peer
 from scripts.processor import Busy
 from scripts.wiring import make_compute
 from swarm_jax.config import ExperimentConfig
+from swarm_jax.launcher import signals
 from swarm_jax.launcher.links import Proxy
 from swarm_jax.net.hivemind_butterfly import PART_VALUES
 from swarm_jax.net.parts import PART_CODECS
@@ -142,7 +142,7 @@ def device_figures(num_mb: int, repeats: int) -> dict[str, Any]:
 
     The first time, in which programs are compiled, is not counted.
     """
-    return asyncio.run(_device_figures(num_mb, repeats))
+    return signals.run(_device_figures(num_mb, repeats))
 
 
 async def _device_figures(num_mb: int, repeats: int) -> dict[str, Any]:

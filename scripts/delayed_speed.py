@@ -18,6 +18,7 @@ from scripts.close_speed import MB, bound_s, bytes_on_wire
 from scripts.processor import Busy
 from scripts.wan import CASES, SEQUENCE_LENGTH, Case, calibrate, quiet
 from scripts.wan_swarm import running, wan_config
+from swarm_jax.launcher import signals
 from swarm_jax.launcher.links import Proxy
 
 WARM_UP_STEPS = 2
@@ -120,7 +121,7 @@ def _row(args, proxy, name, tflops, rtt_ms, peers, parameters_mb, wire):
     busy_s = case.busy_s(tflops) / peers
     dilation = args.dilation
     if dilation is None:
-        slowest_s = asyncio.run(calibrate(case, proxy, args.stages))
+        slowest_s = signals.run(calibrate(case, proxy, args.stages))
         dilation = max(1.0, slowest_s / busy_s)
     in_flight = args.in_flight
     if in_flight is None:
@@ -149,7 +150,7 @@ def _row(args, proxy, name, tflops, rtt_ms, peers, parameters_mb, wire):
                 num_stages=args.stages,
                 **what,
             )
-            seconds, share = asyncio.run(measured)
+            seconds, share = signals.run(measured)
             took_s[delayed_updates].append(seconds)
             shares.append(share)
     ratios = [plain / delayed for plain, delayed in zip(*took_s.values(), strict=True)]

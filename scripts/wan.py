@@ -19,6 +19,7 @@ from rich.table import Table
 
 from scripts.processor import Busy, processor_s
 from scripts.wan_swarm import running, wan_config
+from swarm_jax.launcher import signals
 from swarm_jax.launcher.links import Proxy
 from swarm_jax.net.protocols import ArraySpec
 from swarm_jax.stage.codec import make_codec
@@ -141,13 +142,13 @@ async def measure(
         dilation: The factor K.
         seconds: For which the links fill, and then for which microbatches are counted;
             both longer until all that is in flight has come round twice.
-        in_flight: Microbatches in the swarm; None: four times what fills it, and 8.
+        in_flight: Microbatches in the swarm; None: six times what fills it, and 16.
     """
     loop = asyncio.get_running_loop()
     rtt_s, compute_s = rtt_ms / 1e3, case.compute_s(tflops)
     round_trip_s = case.round_trip_s(tflops, rtt_s, num_stages)
     if in_flight is None:
-        in_flight = math.ceil(4 * round_trip_s / case.busy_s(tflops)) + 8
+        in_flight = math.ceil(6 * round_trip_s / case.busy_s(tflops)) + 16
     times_s: list[float] = []
     config = wan_config(
         num_stages=num_stages, sequence_length=SEQUENCE_LENGTH, in_flight=in_flight
@@ -215,12 +216,12 @@ def wan_figures(args, console, save) -> list[dict[str, Any]]:
             case = CASES[name]
             dilation = args.dilation
             if dilation is None:
-                slowest_s = asyncio.run(calibrate(case, proxy, args.stages))
+                slowest_s = signals.run(calibrate(case, proxy, args.stages))
                 least_s = min(case.busy_s(tflops) for tflops in args.tflops)
                 dilation = max(1.0, slowest_s / least_s)
             for tflops in args.tflops:
                 for rtt_ms in args.rtt_ms or ROUND_TRIPS_MS:
-                    row = asyncio.run(
+                    row = signals.run(
                         measure(
                             case,
                             proxy,

@@ -5,11 +5,15 @@ background jobs ignore SIGINT, which our processes are asked to leave with; ``no
 has them ignore SIGHUP, for good reason: the terminal will be closed.
 """
 
+import asyncio
 import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 AGAIN_S = 0.05
 """After which a lost end is raised again."""
@@ -45,6 +49,43 @@ def exit_on_signals() -> None:
     under_nohup = signal.SIGHUP not in stop_signals()
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGHUP, stay if under_nohup else leave)
+
+
+def run(work: Awaitable[T]) -> T:
+    """``asyncio.run`` that signals end as Ctrl-C does: ``work`` is cancelled, no more.
+
+    An exception raised by ``exit_on_signals`` in the middle of the loop cancels all
+    tasks at once, also those that ``work`` needs to close what it has opened.
+
+    Raises:
+        SystemExit: Of the signal, once ``work`` has ended.
+    """
+    leave = signal.getsignal(signal.SIGTERM)
+    numbers = [
+        n for n in stop_signals() if callable(leave) and signal.getsignal(n) is leave
+    ]
+    heard: list[int] = []
+
+    async def main() -> T:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+
+        def hear(number: int) -> None:
+            heard.append(number)
+            task.cancel()
+
+        for number in numbers:
+            loop.add_signal_handler(number, hear, number)
+        return await work
+
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError:
+        if not heard:
+            raise
+        raise SystemExit(128 + heard[0]) from None
+    finally:
+        for number in numbers:
+            signal.signal(number, leave)
 
 
 @contextlib.contextmanager

@@ -1,3 +1,4 @@
+import asyncio
 import signal
 import sys
 import time
@@ -50,6 +51,41 @@ class TestAnEnd:
             pass
         with pytest.raises(end):
             signal.raise_signal(number)
+
+
+def test_what_work_needs_to_close_lives_until_it_has_ended():
+    """Else its end waited for an answer that nobody was left to give."""
+    signals.exit_on_signals()
+    leave = signal.getsignal(signal.SIGTERM)
+    closed = []
+
+    async def work():
+        asked, answered = asyncio.Event(), asyncio.Event()
+
+        async def help_to_close():
+            await asked.wait()
+            answered.set()
+
+        helper = asyncio.create_task(help_to_close())
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.05, signal.raise_signal, signal.SIGTERM)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            asked.set()
+            async with asyncio.timeout(10):
+                await answered.wait()
+            closed.append(helper)
+
+    with pytest.raises(SystemExit) as end:
+        signals.run(work())
+    assert end.value.code == 128 + signal.SIGTERM
+    assert closed
+    assert signal.getsignal(signal.SIGTERM) is leave
+
+
+def test_work_that_no_signal_ends_gives_what_it_gives():
+    assert signals.run(asyncio.sleep(0, "result")) == "result"
 
 
 def test_what_else_is_lost_is_reported_as_before(monkeypatch):

@@ -1,4 +1,7 @@
-"""The fault matrix: every cell ends as plain training, and its fault really struck."""
+"""The fault matrix: a cell ends as plain training, and its fault really struck.
+
+Every third one of them here; ``make chaos`` has ``scripts.chaos`` try all.
+"""
 
 from collections import Counter
 from dataclasses import replace
@@ -10,6 +13,7 @@ from swarm_jax.sim.matrix import EXCLUDED, FAULTS, PHASES, ROLES, cells, schedul
 
 CELLS = {cell.name: cell for cell in cells()}
 POSSIBLE = {name: cell for name, cell in CELLS.items() if not cell.excluded}
+SOME = dict(list(POSSIBLE.items())[::3])
 TIED = {
     name: cell
     for name, cell in POSSIBLE.items()
@@ -41,7 +45,7 @@ DELAYED = {
 """Where it matters that a step is closed while the next one is fed."""
 
 
-@pytest.mark.parametrize("name", POSSIBLE)
+@pytest.mark.parametrize("name", SOME)
 def test_a_cell_ends_as_plain_training(name):
     schedule = schedule_of(POSSIBLE[name])
     assert run_schedule(schedule) == frozenset(range(len(schedule.faults)))
@@ -77,4 +81,4 @@ def test_every_cell_is_there_or_left_out_for_a_reason():
 @pytest.mark.parametrize("axis", ["fault", "phase", "role"])
 def test_no_row_of_the_matrix_is_left_out_whole(axis):
     table = {"fault": FAULTS, "phase": PHASES, "role": ROLES}[axis]
-    assert {getattr(cell, axis) for cell in POSSIBLE.values()} == set(table)
+    assert {getattr(cell, axis) for cell in SOME.values()} == set(table)
