@@ -131,9 +131,10 @@ def _group(proxy: Proxy, peers: int, num_bytes: int, wire: str) -> Iterator[list
         for process in processes:
             process.join()
     finally:
+        # All before any is waited for, or the others would complain of the first.
         for process in processes:
-            if process.is_alive():
-                process.terminate()
+            process.terminate()
+        for process in processes:
             process.join()
 
 
