@@ -165,7 +165,8 @@ def add_wan(parser: argparse.ArgumentParser) -> None:
         "--in_flight",
         type=int,
         metavar="N",
-        help="microbatches in the swarm (default: four times as many as fill it)",
+        help="microbatches in the swarm (default: six times as many as fill it, and "
+        "16; of delayed: twice, and 4 for each peer of a stage)",
     )
     wan.add_argument(
         "--dilation",

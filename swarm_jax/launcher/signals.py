@@ -78,14 +78,16 @@ def run(work: Awaitable[T]) -> T:
         return await work
 
     try:
-        return asyncio.run(main())
+        result = asyncio.run(main())
     except asyncio.CancelledError:
         if not heard:
             raise
-        raise SystemExit(128 + heard[0]) from None
     finally:
         for number in numbers:
             signal.signal(number, leave)
+    if heard:
+        raise SystemExit(128 + heard[0])
+    return result
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ def join_until_signalled(swarm, donor):
         )
         if "--signal_at:" in swarm.servers[donor].log.read_text():
             return
-    raise AssertionError(f"none of {MAX_JOINERS} joiners asked {donor} for a chunk")
+    pytest.fail(f"none of {MAX_JOINERS} joiners asked {donor} for a chunk")
 
 
 @pytest.mark.parametrize("name", SIGNALS)

@@ -84,6 +84,20 @@ def test_what_work_needs_to_close_lives_until_it_has_ended():
     assert signal.getsignal(signal.SIGTERM) is leave
 
 
+def test_a_signal_is_not_lost_when_work_ends_well_all_the_same():
+    signals.exit_on_signals()
+
+    async def work():
+        signal.raise_signal(signal.SIGTERM)
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return "result"
+
+    with pytest.raises(SystemExit):
+        signals.run(work())
+
+
 def test_work_that_no_signal_ends_gives_what_it_gives():
     assert signals.run(asyncio.sleep(0, "result")) == "result"
 
