@@ -4,7 +4,8 @@ A stage holds a contiguous run of blocks; the first also embeds tokens, the last
 takes the loss. Its parameters are nested dicts of arrays::
 
     embed     first stage: {"embedding": [V, E], ...}
-    blocks    the leaves of a block, stacked over the stage's blocks: [n, ...]
+    blocks    the leaves of a block, stacked over the stage's blocks: [n, ...]; what
+              ``apply`` and the like are given may be a tuple of one tree per block
     compress  {"2": ...}: the sender's half of the boundary layer after 2 blocks of the
               stage, which is inside the stage or at its end
     expand    the receiver's half; "0" at the stage's beginning
@@ -18,6 +19,7 @@ table in "embed": the gradient of either is the sum of both stages'.
 Shape suffixes: B microbatch, L sequence, D model, V vocabulary.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -151,10 +153,17 @@ def make_stage(
             length=config.block_repeats,
         )[0]
 
-    def run(blocks: Params, x_BLD: jax.Array) -> jax.Array:
+    def run(blocks: Params | tuple[Params, ...], x_BLD: jax.Array) -> jax.Array:
+        if isinstance(blocks, tuple):
+            return functools.reduce(lambda x, layer: repeated(layer, x), blocks, x_BLD)
         return jax.lax.scan(
             lambda x_BLD, layer: (repeated(layer, x_BLD), None), x_BLD, blocks
         )[0]
+
+    def run_between(start: int, stop: int, blocks: Any, x_BLD: jax.Array) -> jax.Array:
+        if isinstance(blocks, tuple):
+            return run(blocks[start:stop], x_BLD)
+        return run_rows(run, (start, stop), blocks, x_BLD)
 
     def trunk(params: Params, x: jax.Array) -> jax.Array:
         x_BLD = embed.apply(params["embed"], x) if is_first else x
@@ -164,7 +173,7 @@ def make_stage(
         for start, stop in itertools.pairwise((0, *interior, num_layers)):
             if start in expanded:
                 x_BLD = expand.apply(params["expand"][str(start)], x_BLD)
-            x_BLD = run_rows(run, (start, stop), params["blocks"], x_BLD)
+            x_BLD = run_between(start, stop, params["blocks"], x_BLD)
             if stop in compressed:
                 x_BLD = compress.apply(params["compress"][str(stop)], x_BLD)
         return x_BLD

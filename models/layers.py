@@ -53,7 +53,7 @@ def recomputed(function: Callable, **options) -> Callable:
     of the stream, the six arrays inside a GELU, attention's L * L weights. It halves
     the residuals and is faster, also on a CPU, since memory is the limit there.
     """
-    return jax.checkpoint(function, prevent_cse=False, **options)
+    return jax.checkpoint(function, **options)
 
 
 def rows_from(table_LD: jax.Array, start: jax.Array | None, length: int) -> jax.Array:

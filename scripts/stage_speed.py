@@ -233,6 +233,7 @@ class StageCalls:
         self._opt_state = programs.init_optimizer(params)
         self._weights = programs.cast(programs.copy(params))
         self._total = programs.zeros()
+        self._gradients = programs.scale(self._total, 1.0, 1.0)
         if programs.layout is not None:
             microbatch = jax.device_put(microbatch, programs.layout.spread(microbatch))
         self._x, self._grad_y, self._targets_BL = microbatch
@@ -284,7 +285,7 @@ class StageCalls:
 
     def update(self) -> Any:
         self._params, self._opt_state, *rest = self._programs.update(
-            self._params, self._opt_state, self._total, 1.0
+            self._params, self._opt_state, self._gradients, 1.0
         )
         return self._params, self._opt_state, rest
 

@@ -5,6 +5,7 @@ codec_int8.py       blockwise linear 8-bit codes
 codec_dynamic8.py   the dynamic 8-bit map
 codec_blocks.py     what these two share
 optimizer.py        AdamW from plain values, clipping by a norm taken over all stages
+blocks.py           a stage's blocks, stacked or one by one
 passes.py           forward and backward of one stage
 programs.py         the jitted programs of one stage
 layout.py           where its arrays are on several devices

@@ -32,9 +32,10 @@ class Ahead:
     Attributes:
         x, grad_y: Shapes of what comes for one microbatch, encoded.
         params, opt_state, weights, total, residuals: Of what the stage holds; ``total``
-            is the gradient sum, ``residuals`` are one microbatch's and None on the last
-            stage. Where there are several devices the compiler says how it divides
-            residuals: before ``compile`` they are taken as whole.
+            is the gradient sum, which is like the weights; ``residuals`` are one
+            microbatch's and None on the last stage. Where there are several devices the
+            compiler says how it divides residuals: before ``compile`` they are taken as
+            whole.
         is_cast: Whether weights are arrays of their own, beside the parameters.
         workspace_bytes: What the most demanding of the programs compiled so far takes
             beside its arguments, on a device: temporaries and results.
@@ -65,7 +66,7 @@ class Ahead:
             self.params = placed(self.params, layout.state)
             self.weights = placed(self.weights, layout.weights)
             self.opt_state = placed(self.opt_state, layout.like(self.opt_state))
-            self.total = placed(self.total, layout.state)
+            self.total = placed(self.total, layout.sums)
         self.weights, self.total = self.home.lent_shapes((self.weights, self.total))
         self.residuals = None
         if programs.gradient_specs:
@@ -88,10 +89,10 @@ class Ahead:
             self._pass(programs.loss, weights, x, targets_BL)
             self._pass(programs.loss_backward, weights, x, targets_BL)
             self._pass(programs.loss_backward_adding, weights, x, targets_BL, total)
-        self._ahead(programs.add, total, total)
+        self._ahead(programs.add, total, self.home.lent_shapes(self.params))
         self._ahead(programs.scale, total, 1.0, 1.0)
         params, opt_state, reduced = self.home.shapes(
-            (self.params, self.opt_state, total)
+            (self.params, self.opt_state, self.params)
         )
         at_home = [
             self._compiled(programs.squared_norm, reduced),

@@ -80,7 +80,7 @@ class StageCompute:
         self._gradient_sum: Any = None
         self._early_sum: Any = None
         self._reduced: Any = None
-        params = jax.eval_shape(programs.zeros)
+        params = jax.eval_shape(lambda: programs.to_params(programs.zeros()))
         state = params, jax.eval_shape(programs.init_optimizer, params)
         self._structure = jax.tree.structure(params)
         state = *state, *[params] * self._staleness
@@ -296,7 +296,7 @@ class StageCompute:
             nonlocal arriving
             copy = self._programs.copy((self._params, self._opt_state))
             before = self._previous_weights[: self._staleness]  # nobody changes them
-            arriving = self._aside(partial(self._masters_to_host, (*copy, *before)))
+            arriving = self._aside(partial(self._masters_to_host, copy, before))
 
         await self._run("state", launch)
         return await asyncio.wrap_future(arriving)
@@ -378,10 +378,14 @@ class StageCompute:
             return jax.tree.map(home.copy, tree)
         return self._programs.layout.copy(tree)
 
-    def _masters_to_host(self, tree: Any) -> list[np.ndarray]:
-        """Older weights in their masters' dtype: the same on all kinds of devices."""
+    def _masters_to_host(
+        self, copy: tuple[Any, ...], before: list[Any]
+    ) -> list[np.ndarray]:
+        """Older weights in their masters' form: the same on all kinds of devices."""
         dtypes = [dtype for dtype, _ in self.state_specs]
-        found = zip(_to_host(tree), dtypes, strict=True)
+        on_host = jax.tree.map(np.asarray, before)
+        older = [self._programs.to_params(weights) for weights in on_host]
+        found = zip(_to_host((*copy, *older)), dtypes, strict=True)
         return [array.astype(dtype, copy=False) for array, dtype in found]
 
     def _keep_tied(self, gradients: Any) -> None:

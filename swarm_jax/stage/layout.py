@@ -33,8 +33,9 @@ _ORDER = threading.Lock()
 class Layout:
     """Attributes:
     mesh: Axes "data" and "model".
-    weights: ``NamedSharding`` of each weight.
-    state: The same for what is kept once for each parameter.
+    weights: ``NamedSharding`` of each weight, blocks one by one (``blocks.py``).
+    state: The same for what is kept once for each parameter, blocks stacked.
+    sums: The same for the gradient sum, blocks one by one.
     to_weights: Brings a tree like the parameters into the order of the weights'
         columns, which the gradient sum has too.
     to_params: Its inverse.
@@ -43,6 +44,7 @@ class Layout:
     mesh: Mesh
     weights: Tree
     state: Tree
+    sums: Tree
     to_weights: Callable[[Tree], Tree]
     to_params: Callable[[Tree], Tree]
 
@@ -92,7 +94,7 @@ def make_layout(
 
     Args:
         shapes: Of the parameters.
-        specs: ``PartitionSpec`` of each weight.
+        specs: ``PartitionSpec`` of each weight, blocks stacked.
         to_weights, to_params: As in ``Layout``.
     """
 
@@ -104,7 +106,9 @@ def make_layout(
         shapes,
         specs,
     )
-    return Layout(mesh, jax.tree.map(sharding, specs), divided, to_weights, to_params)
+    weights = _one_by_one(jax.tree.map(sharding, specs), shapes)
+    sums = _one_by_one(divided, shapes)
+    return Layout(mesh, weights, divided, sums, to_weights, to_params)
 
 
 def in_order(layout: Layout | None) -> AbstractContextManager:
@@ -126,6 +130,16 @@ def placed(shapes: Tree, shardings: Tree) -> Tree:
         shapes,
         shardings,
     )
+
+
+def _one_by_one(shardings: Tree, shapes: Tree) -> Tree:
+    """Of blocks that are not stacked any more: all on the same devices."""
+    block = jax.tree.map(
+        lambda stacked: NamedSharding(stacked.mesh, P(*stacked.spec[1:])),
+        shardings[BLOCKS],
+    )
+    count = jax.tree.leaves(shapes[BLOCKS])[0].shape[0]
+    return shardings | {BLOCKS: (block,) * count}
 
 
 def _over_data(mesh: Mesh, path: tuple[Any, ...], shape: tuple[int, ...], spec: P) -> P:

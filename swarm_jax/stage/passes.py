@@ -147,7 +147,7 @@ class Passes:
         """Encoded gradient of the input, gradient of the weights."""
         of_weights = gradients[0]
         if self.layout is not None:
-            of_weights = jax.lax.with_sharding_constraint(of_weights, self.layout.state)
+            of_weights = jax.lax.with_sharding_constraint(of_weights, self.layout.sums)
         if self.input_codec is None:
             return (), of_weights
         return self.input_codec.gradients.encode(gradients[1]), of_weights

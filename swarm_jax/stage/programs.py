@@ -1,8 +1,9 @@
 """The jitted programs of one stage.
 
 Parameters exist twice when the compute dtype differs: masters, which the optimizer
-changes, and *weights*, their cast copy, made once per step. Gradients are taken with
-respect to the weights and summed in the masters' dtype.
+changes, and *weights*, their cast copy, made once per step, with blocks one by one
+(``blocks.py``). Gradients are taken with respect to the weights and summed in the
+masters' dtype.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from swarm_jax.stage.blocks import stack, unstack
 from swarm_jax.stage.codec import BoundaryCodec, Specs, shapes_of
 from swarm_jax.stage.layout import Layout
 from swarm_jax.stage.optimizer import clip_by_given_norm, squared_norm
@@ -38,7 +40,9 @@ class StagePrograms:
         cast: ``(params) -> weights``; gives ``params`` itself where no dtype differs
             and there is one device.
         init_optimizer: ``(params) -> opt_state``.
-        zeros: ``() -> gradient_sum``.
+        to_params: ``(tree) -> tree``: one like the weights to one like the parameters;
+            not jitted, and numpy arrays stay on the host.
+        zeros: ``() -> gradient_sum``, a tree like the weights.
         forward: ``(weights, x) -> (y, finite)``.
         forward_keeping: ``(weights, x) -> (y, residuals, finite)``.
         backward: ``(weights, residuals, grad_y) -> (grad_x, finite)``.
@@ -50,8 +54,10 @@ class StagePrograms:
         loss_backward: ``(weights, x, targets_BL) -> (grad_x, loss_sum, finite)``.
         loss_backward_adding: ``(weights, x, targets_BL, sum) -> (grad_x, loss_sum,
             finite, sum)``.
-        add: ``(sum, tree) -> (finite, sum)``; the sum is as it was unless finite.
-        scale: ``(sum, scale, tied_scale) -> tree``: the tied leaf by its own.
+        add: ``(sum, tree) -> (finite, sum)``; the sum is as it was unless finite. The
+            tree is like the parameters.
+        scale: ``(sum, scale, tied_scale) -> tree`` like the parameters: the tied leaf
+            by its own.
         squared_norm: ``(tree) -> ()`` in the parameters' dtype. What is tied counts on
             the first stage.
         update: ``(params, opt_state, gradients, gradient_norm) -> (params, opt_state,
@@ -68,6 +74,7 @@ class StagePrograms:
     layout: Layout | None
     tied_leaf: int | None
     cast: Callable[..., Any]
+    to_params: Callable[[Tree], Tree]
     init_optimizer: Callable[..., Any]
     zeros: Callable[..., Any]
     forward: Callable[..., Any]
@@ -111,14 +118,25 @@ def make_stage_programs(
     """
     shapes = jax.eval_shape(lambda: functions.init(0))
     is_cast = layout is not None or jax.eval_shape(cast, shapes) != shapes
-    orders = (_same, _same) if layout is None else (layout.to_weights, layout.to_params)
-    to_weights, to_params = orders
     tokens_spec = ("int32", tuple(tokens_shape))
     assert (input_codec is None) == functions.is_first, input_codec
     assert (output_codec is None) == functions.is_last, output_codec
     passes = Passes(functions, input_codec, output_codec, layout)
     tied_leaf = _find(shapes, functions.tied)
     uncounted = tied_leaf if functions.is_last else None
+
+    def to_weights(tree):
+        if layout is not None:
+            tree = layout.to_weights(tree)
+        return unstack(tree) if is_cast else tree
+
+    def to_params(tree):
+        tree = stack(tree) if is_cast else tree
+        return tree if layout is None else layout.to_params(tree)
+
+    def zeros():
+        sums = jax.eval_shape(to_weights, shapes)
+        return jax.tree.map(jnp.zeros_like, sums)
 
     def as_weights(params):
         return to_weights(cast(params))
@@ -166,7 +184,7 @@ def make_stage_programs(
         params, opt_state, weights, done = jitted_update(*args)
         return params, opt_state, weights if is_cast else params, done
 
-    adding = "grad_x", "scalar", "state"
+    adding = "grad_x", "scalar", "sum"
     return StagePrograms(
         input_specs=input_codec.activations.specs if input_codec else (tokens_spec,),
         gradient_specs=output_codec.gradients.specs if output_codec else (),
@@ -174,8 +192,9 @@ def make_stage_programs(
         layout=layout,
         tied_leaf=tied_leaf,
         cast=jit(as_weights, "weights") if is_cast else lambda params: params,
+        to_params=to_params,
         init_optimizer=jit(optimizer.init, "opt_state"),
-        zeros=jit(lambda: jax.tree.map(jnp.zeros_like, shapes), "state"),
+        zeros=jit(zeros, "sum"),
         forward=jit(passes.forward, "y", "scalar"),
         forward_keeping=jit(passes.forward_keeping, "y", None, "scalar"),
         backward=jit(passes.backward, "grad_x", "scalar"),
@@ -189,7 +208,7 @@ def make_stage_programs(
         loss_backward_adding=jit(
             passes.loss_backward_adding, "grad_x", "scalar", *adding[1:], donate=3
         ),
-        add=jit(add, "scalar", "state", donate=0),
+        add=jit(add, "scalar", "sum", donate=0),
         scale=jit(scale, "state"),
         squared_norm=jit(counted_norm, "scalar"),
         update=update_sharing,
@@ -209,14 +228,11 @@ def _pins(
         "y": layout.spread(shapes_of(y)),
         "grad_x": layout.spread(shapes_of(grad_x)),
         "state": layout.state,
+        "sum": layout.sums,
         "opt_state": layout.like(opt_state),
         "weights": layout.weights,
         "scalar": layout.replicated,
     }
-
-
-def _same(tree: Tree) -> Tree:
-    return tree
 
 
 def _find(tree: Tree, path: tuple[str, ...] | None) -> int | None:

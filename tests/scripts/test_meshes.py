@@ -7,6 +7,7 @@ from models.functional import make_stage
 from scripts.meshes import make_mesh, own_mesh, stage_layout
 from swarm_jax.errors import ConfigError
 from swarm_jax.launcher.mesh_option import ONE_DEVICE, MeshShape
+from swarm_jax.stage.blocks import unstack
 from swarm_jax.stage.layout import placed
 from swarm_jax.stage.memory import tree_bytes
 from tests.models.architectures import CHANGES, small
@@ -20,7 +21,7 @@ def test_parameters_of_every_architecture_have_a_place(name, shape):
     shapes = jax.eval_shape(stage.init, 0)
     layout = stage_layout(config, shapes, make_mesh(shape, jax.devices()))
     held = tree_bytes(placed(shapes, layout.state))
-    used = tree_bytes(placed(shapes, layout.weights))
+    used = tree_bytes(placed(jax.eval_shape(unstack, shapes), layout.weights))
     whole = tree_bytes(shapes)
     assert whole / 4 <= held <= used <= whole
     assert (used == whole) == (shape.model == 1)

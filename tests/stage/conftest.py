@@ -22,7 +22,7 @@ TOKENS_SHAPE = 3, 10
 
 @dataclass(frozen=True)
 class ToyStage:
-    """Embedding, blocks ``x + tanh((x * scale) kernel)`` under ``scan``, loss."""
+    """Embedding, blocks ``x + tanh((x * scale) kernel)``, loss."""
 
     first_layer: int
     num_layers: int
@@ -63,7 +63,11 @@ class ToyStage:
             scaled_BLD = x_BLD * layer["scale"][None, None]
             return x_BLD + jnp.tanh(scaled_BLD @ layer["kernel"]), None
 
-        return jax.lax.scan(block, x, params["blocks"])[0]
+        if not isinstance(params["blocks"], tuple):
+            return jax.lax.scan(block, x, params["blocks"])[0]
+        for layer in params["blocks"]:
+            x, _ = block(x, layer)
+        return x
 
     def loss(self, params, x, targets_BL):
         logits_BLV = (self.apply(params, x) @ params["head"]).astype(jnp.float32)

@@ -148,9 +148,10 @@ def test_so_does_one_that_is_only_looked_at(make_delayed, make_microbatch):
     asyncio.run(scenario())
 
 
-def test_the_weights_before_go_with_the_state(make_delayed, make_microbatch):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_weights_before_go_with_the_state(dtype, make_delayed, make_microbatch):
     async def scenario():
-        one, other = make_delayed(), make_delayed()
+        one, other = make_delayed(dtype=dtype), make_delayed(dtype=dtype)
         for step in range(2):
             await run_alone(one, make_microbatch(step), StepCount(), previous=1)
             await update(one)

@@ -237,8 +237,9 @@ def test_no_device_ever_holds_a_whole_matrix_of_the_state(shape, make_pair):
     asyncio.run(train([first, last], steps=1))
     for compute in (first, last):
         assert_divided(compute, shape)
-    for leaf in jax.tree.leaves(last._weights["blocks"]["kernel"]):
-        assert leaf.sharding.spec == P(None, None, "model")
+    assert len(last._weights["blocks"]) == 3
+    for block in last._weights["blocks"]:
+        assert block["kernel"].sharding.spec == P(None, "model")
 
 
 def test_only_what_divides_is_divided_and_never_the_blocks():
@@ -246,6 +247,10 @@ def test_only_what_divides_is_divided_and_never_the_blocks():
     assert layout.state["blocks"]["kernel"].spec == P(None, "data", "model")
     assert layout.state["blocks"]["scale"].spec == P(None, "data")
     assert layout.state["head"].spec == P("model", None)  # 3 of 6 rows, 11 columns
+    assert layout.sums["head"] == layout.state["head"]
+    for block in layout.sums["blocks"]:
+        assert block["kernel"].spec == P("data", "model")
+        assert block["scale"].spec == P("data")
     opt_state = jax.eval_shape(optax.adamw(1e-2).init, STAGES[1].init(0))
     like = layout.like(opt_state)
     assert like[0].mu == like[0].nu == layout.state
