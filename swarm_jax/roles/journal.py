@@ -10,7 +10,7 @@ import numpy as np
 
 from swarm_jax.config import ExperimentConfig
 from swarm_jax.core.ledger import Audit
-from swarm_jax.core.reports import Report
+from swarm_jax.core.reports import CommitRecord, Report
 from swarm_jax.core.traffic import Traffic
 from swarm_jax.metrics import MetricsWriter
 from swarm_jax.roles.peers import SwarmView
@@ -152,7 +152,9 @@ class Journal:
         self._add_answer(tokens, answer)
 
     def answered_ahead(self, index: int, tokens: int, answer: Answer) -> None:
-        """``answered``, of the step that is fed ahead."""
+        """``answered``, of the step begun ahead; the one before may be over."""
+        if self._ahead is None:
+            return self.answered(index, tokens, answer)
         self._ahead.answered.add(index)
         self._ahead.latencies_s.append(answer.trace[0]["elapsed_s"])
         self._add_answer(tokens, answer)
@@ -197,15 +199,16 @@ class Journal:
         self._closing = {"step": step + 1, "skipped": True}
 
     def collected(self, reports: Iterable[Report]) -> None:
-        """Notes the commit of the step that was being closed, if one peer reports it.
-
-        One is enough to decide a step; its answer to the commit may have been lost.
-        """
+        """Notes what peers have committed: their answers may have been lost."""
         for report in reports:
-            commit = report.last_commit
-            if commit and self._closing and commit.step + 1 == self._closing["step"]:
-                record, self._closing = self._closing, None
-                self._finish(record, commit.gradient_norm)
+            if report.last_commit:
+                self.committed(report.last_commit)
+
+    def committed(self, commit: CommitRecord) -> None:
+        """A peer has made this commit, which is enough to decide the step."""
+        if self._closing and commit.step + 1 == self._closing["step"]:
+            record, self._closing = self._closing, None
+            self._finish(record, commit.gradient_norm)
 
     def _finish(self, record: dict[str, Any], gradient_norm: float | None) -> None:
         """Writes the record, or keeps it until the validation that it is due for."""
@@ -214,7 +217,8 @@ class Journal:
             self.totals.skipped_steps += 1
             self.totals.steps += 1
         else:
-            step_s = now_s - (self._step_start_s or now_s)
+            begun_s = self._step_start_s
+            step_s = 0.0 if begun_s is None else now_s - begun_s
             record["gradient_norm"] = gradient_norm
             record["step_s"] = step_s
             record["tokens_per_s"] = record["tokens"] / step_s if step_s else 0.0

@@ -272,6 +272,7 @@ class Leader:
         self._newest.knows(generation, record)
         if await self._insist(peers, request):
             self._preparing.committed()
+            self._journal.committed(record)
 
     async def _insist(self, peers: Collection[str], request: Request) -> set[str]:
         """Asks for a change; if nobody makes it, waits a little: the loop asks again.

@@ -137,6 +137,31 @@ def test_a_step_that_was_fed_ahead_is_timed_from_the_commit_before_it(config, ca
     assert goes_on == [f"the run goes on with step {step}" for step in (1, 2, 3)]
 
 
+def test_a_step_is_recorded_when_it_is_committed_and_the_next_goes_on(config):
+    """It is still being fed then, and each answer is one of its own."""
+    config.swarm.delayed_updates = True
+    steps = Records()
+
+    async def main():
+        journal = make_journal(config, steps)
+        journal.begin_term(1)
+        journal.feeding(0)
+        for step in range(3):
+            await asyncio.sleep(1.0)
+            journal.closing(step, loss_sum=6.0, loss_tokens=2, ledgers=ALL_ONCE)
+            journal.feeding_ahead(step + 1)
+            for index, elapsed_s in enumerate((2.0, 4.0)):
+                trace = [{"elapsed_s": elapsed_s}]
+                journal.answered_ahead(index, 1, Answer([], 0.0, trace))
+                journal.committed(CommitRecord(step, 1.0))
+                assert len(steps) == step + 1
+            journal.collected([report_of(CommitRecord(step, 1.0))])
+
+    run_virtual(main())
+    assert [record["step_s"] for record in steps] == [1.0, 1.0, 1.0]
+    assert [record.get("microbatch_p50_s") for record in steps] == [None, 3.0, 3.0]
+
+
 def test_a_step_that_another_trainer_fed_ahead_is_timed(config):
     """It died; this one closes the step before, then that one, and feeds nothing."""
     config.swarm.delayed_updates = True
