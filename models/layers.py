@@ -52,6 +52,9 @@ def recomputed(function: Callable, **options) -> Callable:
     Meant for what is cheap to do again and expensive to keep: a norm's float32 copies
     of the stream, the six arrays inside a GELU, attention's L * L weights. It halves
     the residuals and is faster, also on a CPU, since memory is the limit there.
+
+    The compiler must not notice that it is the same again (``prevent_cse``): where
+    blocks are no loop, it would keep what is computed first.
     """
     return jax.checkpoint(function, **options)
 

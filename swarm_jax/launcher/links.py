@@ -161,16 +161,17 @@ class Proxy:
         listener = socket.create_server((LOOPBACK, 0))
         listener.setblocking(False)
 
-        async def serve(end: socket.socket) -> None:
+        async def serve(end: socket.socket, dialler: int) -> None:
             with contextlib.suppress(OSError):
                 reader, writer = await asyncio.open_connection(sock=end)
                 with contextlib.closing(writer):
-                    await self._serve(port, reader, writer)
+                    await self._serve(port, dialler, reader, writer)
 
         def accept() -> None:
             with contextlib.suppress(OSError):
-                end, _ = listener.accept()
-                self._loop.create_task(serve(end))
+                # Asked for later, the address of who is gone is not known any more.
+                end, (_, dialler) = listener.accept()
+                self._loop.create_task(serve(end, dialler))
 
         self._names[port] = name
         # Not asyncio's server: closed as it accepts, it leaves that socket open.
@@ -178,10 +179,9 @@ class Proxy:
         self._listeners.append(listener)
         return listener.getsockname()[1]
 
-    async def _serve(self, port: int, reader, writer) -> None:
+    async def _serve(self, port: int, dialler: int, reader, writer) -> None:
         """Carries one connection to the peer at ``port``, to its end."""
-        dialled, dialler = self._names[port], writer.get_extra_info("peername")[1]
-        name = self._names.get(dialler, str(dialler))
+        dialled, name = self._names[port], self._names.get(dialler, str(dialler))
         its_reader, its_writer = await asyncio.open_connection(LOOPBACK, port)
         connection = Connection({name: writer, dialled: its_writer})
         self._connections.add(connection)

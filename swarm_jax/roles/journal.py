@@ -1,8 +1,9 @@
 """What a leader records: a line per step, the swarm every second, the totals."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,9 +153,7 @@ class Journal:
         self._add_answer(tokens, answer)
 
     def answered_ahead(self, index: int, tokens: int, answer: Answer) -> None:
-        """``answered``, of the step begun ahead; the one before may be over."""
-        if self._ahead is None:
-            return self.answered(index, tokens, answer)
+        """``answered``, of the step that is fed ahead."""
         self._ahead.answered.add(index)
         self._ahead.latencies_s.append(answer.trace[0]["elapsed_s"])
         self._add_answer(tokens, answer)
@@ -199,32 +198,39 @@ class Journal:
         self._closing = {"step": step + 1, "skipped": True}
 
     def collected(self, reports: Iterable[Report]) -> None:
-        """Notes what peers have committed: their answers may have been lost."""
+        """Records the step that was being closed, if one peer has committed it.
+
+        One is enough to decide a step; its answer to the commit may have been lost.
+        """
         for report in reports:
-            if report.last_commit:
-                self.committed(report.last_commit)
+            commit = report.last_commit
+            if commit and self._closing and commit.step + 1 == self._closing["step"]:
+                record, self._closing = self._closing, None
+                self._finish(record, commit.gradient_norm)
 
     def committed(self, commit: CommitRecord) -> None:
-        """A peer has made this commit, which is enough to decide the step."""
+        """A peer has answered this commit: then the step ends.
+
+        It may have answered in vain, as one does that joins, or dies: no record yet.
+        """
         if self._closing and commit.step + 1 == self._closing["step"]:
-            record, self._closing = self._closing, None
-            self._finish(record, commit.gradient_norm)
+            self._closing["time_s"] = asyncio.get_running_loop().time()
 
     def _finish(self, record: dict[str, Any], gradient_norm: float | None) -> None:
         """Writes the record, or keeps it until the validation that it is due for."""
-        record["time_s"] = now_s = asyncio.get_running_loop().time()
+        ended_s = record.setdefault("time_s", asyncio.get_running_loop().time())
         if gradient_norm is None:
             self.totals.skipped_steps += 1
             self.totals.steps += 1
         else:
             begun_s = self._step_start_s
-            step_s = 0.0 if begun_s is None else now_s - begun_s
+            step_s = 0.0 if begun_s is None else ended_s - begun_s
             record["gradient_norm"] = gradient_norm
             record["step_s"] = step_s
             record["tokens_per_s"] = record["tokens"] / step_s if step_s else 0.0
             self._add_to_totals(record)
         self._step_start_s = None
-        self._begin_what_is_ahead(record["step"])
+        self._begin_what_is_ahead(record["step"], ended_s)
         every = self._config.validation.every_steps
         last = record["step"] == self._config.steps
         if last or (every and record["step"] % every == 0):
@@ -232,8 +238,8 @@ class Journal:
         else:
             self._steps.write(**record)
 
-    def _begin_what_is_ahead(self, step: int) -> None:
-        """The step after the one that is over, if it was begun; timed from now on.
+    def _begin_what_is_ahead(self, step: int, ended_s: float) -> None:
+        """The step after the one that is over, if it was begun; timed from there on.
 
         Another trainer may have fed all of it ahead, and this one nothing.
         """
@@ -244,7 +250,7 @@ class Journal:
             ahead = _Ahead(step)
         self._step, self._answered = step, ahead.answered
         self._latencies_s = ahead.latencies_s
-        self._step_start_s = asyncio.get_running_loop().time()
+        self._step_start_s = ended_s
 
     def _add_to_totals(self, record: dict[str, Any]) -> None:
         totals, past = self.totals, self.totals.microbatches
@@ -260,14 +266,23 @@ class Journal:
             counted_twice=past.counted_twice + record["microbatches_counted_twice"],
         )
 
+    @contextlib.contextmanager
+    def validating(self) -> Iterator[None]:
+        """What this takes is no part of a step that was begun ahead."""
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
+        try:
+            yield
+        finally:
+            if self._step_start_s is not None:
+                self._step_start_s += clock() - began_s
+
     def validated(self, losses: Mapping[str, float] | None) -> None:
         """Args:
         losses: By metric; None when the model gives non-finite values.
         """
         record, self._unvalidated = self._unvalidated, None
         assert record is not None
-        if self._step_start_s is not None:  # it was begun ahead, and had to wait
-            self._step_start_s = asyncio.get_running_loop().time()
         none = dict.fromkeys(self._config.validation.metrics.values())
         self.totals.validation_losses = none | dict(losses or {})
         self._steps.write(**record, **self.totals.validation_losses)

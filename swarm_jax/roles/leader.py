@@ -324,9 +324,10 @@ class Leader:
 
     async def _validate(self, reports: Collection[Report]) -> None:
         newest = max(reports, key=lambda r: (r.generation, r.step))
-        losses, failures = await self._feeder.validation_losses(
-            newest, self._leadership.round, self._leadership.silent
-        )
+        with self._journal.validating():
+            losses, failures = await self._feeder.validation_losses(
+                newest, self._leadership.round, self._leadership.silent
+            )
         for failure in failures:
             match failure:
                 case RefusedRound(promise=promise):

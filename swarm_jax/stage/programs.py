@@ -41,7 +41,7 @@ class StagePrograms:
             and there is one device.
         init_optimizer: ``(params) -> opt_state``.
         to_params: ``(tree) -> tree``: one like the weights to one like the parameters;
-            not jitted, and numpy arrays stay on the host.
+            not jitted, and on one device numpy arrays stay on the host.
         zeros: ``() -> gradient_sum``, a tree like the weights.
         forward: ``(weights, x) -> (y, finite)``.
         forward_keeping: ``(weights, x) -> (y, residuals, finite)``.

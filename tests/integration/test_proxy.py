@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import time
 
@@ -73,6 +74,18 @@ def test_its_end_closes_a_connection_that_it_has_just_accepted():
             client = socket.create_connection((LOOPBACK, port_in(announced)), 10)
             ends.enter_context(client)
         assert is_closed(client)
+
+
+def test_who_is_gone_before_it_is_accepted_does_no_harm(proxy, caplog):
+    _, host, _, announced = proxy.options("b")
+    with socket.create_server((LOOPBACK, port_in(host))):
+        proxy._loop.call_soon_threadsafe(time.sleep, 0.2)
+        client = socket.create_connection((LOOPBACK, port_in(announced)), 10)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        client.close()
+        time.sleep(0.5)
+    gc.collect()
+    assert caplog.messages == []
 
 
 def test_its_end_waits_for_nobody_who_does_not_read():

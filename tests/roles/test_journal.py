@@ -137,8 +137,8 @@ def test_a_step_that_was_fed_ahead_is_timed_from_the_commit_before_it(config, ca
     assert goes_on == [f"the run goes on with step {step}" for step in (1, 2, 3)]
 
 
-def test_a_step_is_recorded_when_it_is_committed_and_the_next_goes_on(config):
-    """It is still being fed then, and each answer is one of its own."""
+def test_a_step_ends_when_its_commit_is_answered_and_the_next_begins(config):
+    """That one is still being fed then, to the end of the round."""
     config.swarm.delayed_updates = True
     steps = Records()
 
@@ -150,16 +150,33 @@ def test_a_step_is_recorded_when_it_is_committed_and_the_next_goes_on(config):
             await asyncio.sleep(1.0)
             journal.closing(step, loss_sum=6.0, loss_tokens=2, ledgers=ALL_ONCE)
             journal.feeding_ahead(step + 1)
-            for index, elapsed_s in enumerate((2.0, 4.0)):
-                trace = [{"elapsed_s": elapsed_s}]
-                journal.answered_ahead(index, 1, Answer([], 0.0, trace))
-                journal.committed(CommitRecord(step, 1.0))
-                assert len(steps) == step + 1
+            journal.committed(CommitRecord(step, 1.0))
+            await asyncio.sleep(2.0)
             journal.collected([report_of(CommitRecord(step, 1.0))])
 
     run_virtual(main())
-    assert [record["step_s"] for record in steps] == [1.0, 1.0, 1.0]
-    assert [record.get("microbatch_p50_s") for record in steps] == [None, 3.0, 3.0]
+    assert [record["step_s"] for record in steps] == [1.0, 3.0, 3.0]
+    assert [record["time_s"] for record in steps] == [1.0, 4.0, 7.0]
+
+
+def test_a_step_is_recorded_once_though_a_commit_was_answered_in_vain(config):
+    """Who answered had not made it, or died: the step is closed again."""
+    steps = Records()
+
+    async def main():
+        journal = make_journal(config, steps)
+        journal.begin_term(1)
+        journal.feeding(0)
+        for norm in (1.0, 2.0):
+            await asyncio.sleep(1.0)
+            journal.closing(0, loss_sum=6.0, loss_tokens=2, ledgers=ALL_ONCE)
+            journal.committed(CommitRecord(0, norm))
+        journal.collected([report_of(CommitRecord(0, 2.0))])
+        assert journal.totals.steps == 1
+
+    run_virtual(main())
+    (record,) = steps
+    assert (record["step_s"], record["gradient_norm"]) == (2.0, 2.0)
 
 
 def test_a_step_that_another_trainer_fed_ahead_is_timed(config):
