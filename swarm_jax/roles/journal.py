@@ -219,18 +219,23 @@ class Journal:
     def _finish(self, record: dict[str, Any], gradient_norm: float | None) -> None:
         """Writes the record, or keeps it until the validation that it is due for."""
         ended_s = record.setdefault("time_s", asyncio.get_running_loop().time())
+        begun_s, self._step_start_s = self._step_start_s, None
+        self._begin_what_is_ahead(record["step"], ended_s)
         if gradient_norm is None:
             self.totals.skipped_steps += 1
             self.totals.steps += 1
+        elif "skipped" in record:
+            logger.warning(
+                "step %d is not skipped: another trainer had committed it",
+                record["step"] - 1,
+            )
+            return
         else:
-            begun_s = self._step_start_s
             step_s = 0.0 if begun_s is None else ended_s - begun_s
             record["gradient_norm"] = gradient_norm
             record["step_s"] = step_s
             record["tokens_per_s"] = record["tokens"] / step_s if step_s else 0.0
             self._add_to_totals(record)
-        self._step_start_s = None
-        self._begin_what_is_ahead(record["step"], ended_s)
         every = self._config.validation.every_steps
         last = record["step"] == self._config.steps
         if last or (every and record["step"] % every == 0):

@@ -179,6 +179,27 @@ def test_a_step_is_recorded_once_though_a_commit_was_answered_in_vain(config):
     assert (record["step_s"], record["gradient_norm"]) == (2.0, 2.0)
 
 
+def test_a_step_that_was_to_be_skipped_and_had_been_applied_has_no_record(config):
+    """Another trainer had committed it, which was not known; its loss still is not."""
+    steps = Records()
+
+    async def main():
+        journal = make_journal(config, steps)
+        journal.begin_term(2)
+        journal.feeding(3)
+        journal.skipping(3)
+        journal.collected([report_of(CommitRecord(3, 1.0))])
+        await asyncio.sleep(1.0)
+        journal.feeding(4)
+        await asyncio.sleep(1.0)
+        journal.closing(4, loss_sum=6.0, loss_tokens=2, ledgers=ALL_ONCE)
+        journal.collected([report_of(CommitRecord(4, 1.0))])
+        assert (journal.totals.steps, journal.totals.skipped_steps) == (1, 0)
+
+    run_virtual(main())
+    assert [(record["step"], record["step_s"]) for record in steps] == [(5, 1.0)]
+
+
 def test_a_step_that_another_trainer_fed_ahead_is_timed(config):
     """It died; this one closes the step before, then that one, and feeds nothing."""
     config.swarm.delayed_updates = True
